@@ -1,0 +1,50 @@
+# One word does a job, and each makes the environment that it needs.
+# PYTHON=python3.12 on the command line chooses another interpreter (3.11 or newer).
+
+PYTHON ?= python3
+BIN := .venv/bin
+ENV := .venv/.ready
+PICTURE ?= docs/race.svg
+
+# The environment is stale when the project has moved (it is installed in place) or another interpreter is asked for.
+OWNER := $(PYTHON) in $(CURDIR)
+ifneq ($(shell cat $(ENV) 2>/dev/null),$(OWNER))
+.PHONY: $(ENV)
+endif
+
+.PHONY: help race test check picture clean
+.DEFAULT_GOAL := help
+
+help: ## list these words
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+race: $(ENV) ## race the optimizers on real images and write a report
+	@$(BIN)/fallline race
+
+test: $(ENV) ## run every test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(ENV) ## lint, check the formatting, check the types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python -m mypy
+
+picture: $(ENV) ## draw the picture of the last race for the README (needs Chromium)
+	@mkdir -p $(dir $(PICTURE))
+	@$(BIN)/fallline report --picture $(PICTURE)
+
+clean: ## remove the environment and the caches; races under runs/ stay
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Hatchling comes before the project: so the project builds with the pinned one, not in an environment of its own.
+$(ENV): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || { echo "fallline needs Python 3.11 or newer, and there is no $(PYTHON)." \
+		"Name one that is there: make PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fallline needs Python 3.11 or newer, and $(PYTHON) is " \
+		+ sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
+	@echo "Making the environment in .venv (torch is large: this takes minutes, once) ..."
+	@"$(PYTHON)" -m venv --clear .venv
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt torch hatchling
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --no-build-isolation --editable '.[bench,test,dev,docs]'
+	@echo "$(OWNER)" > $(ENV)

@@ -1,0 +1,19 @@
+"""Optimizers for PyTorch that come from physics and estimation."""
+
+from ._optimizer import Optimizer
+from ._registry import create_optimizer, list_optimizers
+from .coolmomentum import CoolMomentum
+from .koala import KOALA
+from .koala_m import MomentumKOALA
+from .koala_v import VanillaKOALA
+
+__version__ = "0.1.0"
+__all__ = [
+    "KOALA",
+    "CoolMomentum",
+    "MomentumKOALA",
+    "Optimizer",
+    "VanillaKOALA",
+    "create_optimizer",
+    "list_optimizers",
+]

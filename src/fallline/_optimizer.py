@@ -1,0 +1,253 @@
+"""The base class: parameter groups, their state and the shared scalars in; lists of tensors for kernels out."""
+
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ._foreach import HALF, Kernel, run, squared_norm
+from ._shards import local, sum_over_shards
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of all optimizers here: a :class:`torch.optim.Optimizer` in which a method is kernels and algebra.
+
+    A method declares its state (:meth:`_init_state`) and its shared scalars (:meth:`_init_shared`), and writes
+    its step once (:meth:`_update`) with two verbs: :meth:`_each` maps a kernel over tensors, :meth:`_sums` reduces
+    each tensor to numbers that are complete over all shards. A step never reads a tensor's value on the host.
+
+    Shared scalars are 0-D tensors on the parameters' device, float64 where it exists, and the *same* tensor in
+    every parameter group, where they keep dtype and identity through ``deepcopy``, ``pickle`` and checkpoints.
+
+    Args:
+        params: tensors, named tensors, or parameter groups (dicts with ``params`` and settings of their own).
+        defaults: settings of groups that do not give their own.
+
+    Raises:
+        ValueError: a setting outside its range; the message names it, its value and the range.
+    """
+
+    _ranges: ClassVar[Mapping[str, str]] = {"lr": "[0, inf)"}  # None is legal where it is the default
+    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # `callable` among them admits any
+    _whole: ClassVar[frozenset[str]] = frozenset({"skip_nonfinite", "fused"})  # one value for all groups
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+
+    # -- what a method writes ---------------------------------------------------------------------------------
+
+    def _init_state(self, p: Tensor) -> dict[str, Tensor]:
+        """State of one parameter, allocated with its group so that a checkpoint loader finds it."""
+        return {}
+
+    def _init_shared(self) -> dict[str, Any]:
+        """Shared values at the start: floats and ints become device scalars, strings and bools stay as they are."""
+        return {"skipped": 0}
+
+    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+        """The step. ``groups`` have ``params``, ``grads``, lists of state by name, and the group's settings."""
+        raise NotImplementedError
+
+    # -- the verbs it is written in ---------------------------------------------------------------------------
+
+    def _each(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> None:
+        """Run ``kernel`` over the group's parameters and the given lists (a 1-D tensor is a list of scalars)."""
+        self._run(kernel, t, lists, scalars)
+
+    def _sums(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> tuple[Tensor, ...]:
+        """The same, returning each sum that the kernel returns as a vector [tensors] in the scalars' precision.
+
+        What the kernel returns must add up over the elements: squares and dot products, never norms or maxima.
+        """
+        device = t.skipped.device
+        rows = [torch.stack(sums).to(device, _precision(device)) for sums in self._run(kernel, t, lists, scalars)]
+        return sum_over_shards(torch.stack(rows), t.owners).unbind(1)
+
+    def _run(self, kernel: Kernel, t: SimpleNamespace, lists: tuple[Any, ...], scalars: dict[str, Any]) -> list[Any]:
+        columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]
+        return run(kernel, [t.params, *columns], scalars, t.fused)
+
+    def _finite(self, groups: list[SimpleNamespace]) -> Tensor:
+        """0-D bool: no gradient holds a NaN or an infinity, or a norm whose square overflows."""
+        return torch.cat([self._sums(gradient_norm, t, t.grads)[0] for t in groups]).sum().isfinite()
+
+    # -- torch.optim ------------------------------------------------------------------------------------------
+
+    @property
+    def skipped(self) -> Tensor:
+        """Steps that a non-finite loss or gradient turned into nothing: 0-D int64 tensor on the device."""
+        count: Tensor = self.param_groups[0]["skipped"]
+        return count
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:  # type: ignore[override]
+        """Perform one step.
+
+        Args:
+            closure: reevaluates the model with gradients enabled, calls ``backward()`` and returns the loss.
+            loss: the loss that the gradients belong to; only loss-aware methods read it.
+
+        Returns:
+            What ``closure`` returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse; nothing has moved.
+        """
+        value = None
+        if closure is not None:
+            with torch.enable_grad():
+                value = closure()
+        groups = self._groups(lambda p: p.grad is not None)
+        if groups:
+            self._update(groups, self._shared(), value if loss is None else loss)
+        return value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters with settings of their own; they join the shared scalars at their present values.
+
+        Raises:
+            ValueError: a setting is outside its range, or differs from the optimizer's where it must not.
+        """
+        self._check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group, first = self.param_groups[-1], self.param_groups[0]
+        if group is first:
+            device = group["params"][0].device if group["params"] else torch.device("cpu")
+            group.update({name: _scalar(value, device) for name, value in self._init_shared().items()})
+        else:
+            group.update({name: first[name] for name in self._init_shared()})
+        for p in group["params"]:
+            if p.requires_grad:  # a frozen parameter costs no memory; it gets its state with its first gradient
+                self.state[p] = self._init_state(p)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch, without callables: ``torch.load(weights_only=True)`` reads it, the constructor's remain."""
+        state_dict = super().state_dict()
+        for group in state_dict["param_groups"]:
+            for name in [name for name, value in group.items() if callable(value) and not isinstance(value, Tensor)]:
+                del group[name]
+        return state_dict
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but state keeps its own precision, and everything is copied from ``state_dict``."""
+        before = self.param_groups
+        dtypes = {p: {name: t.dtype for name, t in self.state[p].items()} for p in self.state}
+        loaded: dict[str, Any] = {}
+        # torch casts state to the parameter's dtype: take it as it comes out of the user's hooks, and undo that.
+        take = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
+        mend = self.register_load_state_dict_post_hook(lambda _: self._mend(before, dtypes, loaded), prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            take.remove()
+            mend.remove()
+
+    def _mend(self, before: list[dict[str, Any]], dtypes: dict[Tensor, dict[str, torch.dtype]], loaded: Any) -> None:
+        saved = [i for group in loaded["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(saved, params, strict=True):
+            if i in loaded["state"]:
+                self.state[p] = {
+                    name: value.to(p.device, dtypes.get(p, {}).get(name, value.dtype), copy=True)
+                    for name, value in loaded["state"][i].items()
+                }
+        for group, old in zip(self.param_groups, before, strict=True):
+            for name, value in old.items():
+                group.setdefault(name, value)
+            group["fused"] = old["fused"]  # how to run, not what to compute: the constructor's
+        if params:
+            self._move(params[0].device)
+
+    # -- views ------------------------------------------------------------------------------------------------
+
+    def _groups(self, select: Callable[[Tensor], bool]) -> list[SimpleNamespace]:
+        """The selected parameters, group by group, as local real tensors with their gradients and state."""
+        chosen = [[p for p in group["params"] if p.numel() and select(p)] for group in self.param_groups]
+        for p in (p for ps in chosen for p in ps):
+            if p.grad is not None and p.grad.layout is not torch.strided:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (layout {p.grad.layout})")
+            if p not in self.state:
+                self.state[p] = self._init_state(p)
+        views = []
+        for group, ps in zip(self.param_groups, chosen, strict=True):
+            if ps:
+                if group["skipped"].device != ps[0].device:  # the model was moved after the optimizer was made
+                    self._move(ps[0].device)
+                grads = [local(p.grad) for p in ps if p.grad is not None]
+                state = {name: [local(self.state[p][name]) for p in ps] for name in self.state[ps[0]]}
+                view = SimpleNamespace(**{**group, **state})
+                view.owners, view.params = ps, [local(p) for p in ps]
+                view.grads = [-g for g in grads] if group["maximize"] else grads
+                views.append(view)
+        return views
+
+    def _shared(self) -> SimpleNamespace:
+        first = self.param_groups[0]
+        return SimpleNamespace(**{name: first[name] for name in self._init_shared()})
+
+    def _share(self, values: dict[str, Any], device: torch.device) -> None:
+        values = {name: _scalar(value, device) for name, value in values.items()}
+        for group in self.param_groups:
+            group.update(values)
+
+    def _move(self, device: torch.device) -> None:
+        first = self.param_groups[0]
+        self._share({name: first[name] for name in self._init_shared()}, device)
+        for p, state in self.state.items():
+            self.state[p] = {name: value.to(p.device) for name, value in state.items()}
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Refuse settings outside their range before anything has changed."""
+        for name, interval in self._ranges.items():
+            value = settings[name]
+            if not (value is None and self.defaults[name] is None or _inside(value, interval)):
+                raise ValueError(f"{name}={value!r} is outside its range: a number in {interval}")
+        for name, options in self._choices.items():
+            value = settings[name]
+            if not (value in options or (callable in options and callable(value))):
+                allowed = ", ".join("a callable" if option is callable else repr(option) for option in options)
+                raise ValueError(f"{name}={value!r} is unknown: one of {allowed}")
+        for name in self._whole:
+            if settings[name] != self.defaults[name]:
+                raise ValueError(
+                    f"{name}={settings[name]!r} in a parameter group: it is one for the whole optimizer, "
+                    f"here {self.defaults[name]!r}"
+                )
+
+
+def gradient_norm(p: Tensor, g: Tensor) -> tuple[Tensor]:
+    """Kernel of the squared norm of each gradient."""
+    return (squared_norm(g),)
+
+
+def zeros_like(p: Tensor) -> Tensor:
+    """A state tensor like ``p``: in float32 where ``p`` is in half precision, else in its own."""
+    return torch.zeros_like(p, dtype=torch.float32 if p.dtype in HALF else None, requires_grad=False)
+
+
+def _precision(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _scalar(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, _precision(device) if value.is_floating_point() else None)
+    if isinstance(value, str | bool):
+        return value
+    return torch.tensor(value, device=device, dtype=_precision(device) if isinstance(value, float) else torch.int64)
+
+
+def _inside(value: Any, interval: str) -> bool:
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            return False
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    above = low <= value if interval[0] == "[" else low < value
+    return above and (value <= high if interval[-1] == "]" else value < high)

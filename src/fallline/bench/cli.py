@@ -1,0 +1,21 @@
+"""The command `fallline`. This module imports the standard library alone, so that it can say what to install."""
+
+import importlib.util
+import sys
+
+NEEDS = ("jinja2", "numpy", "plotly", "rich", "scipy", "sklearn", "typer")
+"""What the extra `fallline[bench]` brings, under the names to import."""
+
+
+def main() -> None:
+    """Run the command line, or say in one sentence what is missing."""
+    missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(f'The command fallline needs its extra, pip install "fallline[bench]" (missing: {", ".join(missing)}).')
+    from fallline.bench.commands import app
+
+    app(prog_name="fallline")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The contenders: how each optimizer is made, and the space that its trials search.
+
+The search space may be the most important factor behind a ranking of optimizers (Choi et al., 2019), so each is written
+here with its source, printed in every report, and wide enough that the best setting seldom lies at an edge. Everyone
+gets the same number of trials: a method with more to tune pays for it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fallline
+from fallline.bench.names import unknown
+from fallline.bench.spaces import Choice, Range, Setting, Space
+from fallline.bench.tasks import Schedule, Task
+
+
+class Team:
+    """Several optimizers, each for its share of the parameters, behind the face of one."""
+
+    def __init__(self, *members: torch.optim.Optimizer) -> None:
+        self.members = members
+        self.param_groups: list[dict[str, Any]] = [group for member in members for group in member.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """The members' states, by parameter."""
+        return {parameter: state for member in self.members for parameter, state in member.state.items()}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for member in self.members:
+            member.zero_grad()
+
+    def step(self) -> None:
+        """One step of every member."""
+        for member in self.members:
+            member.step()
+
+
+AnyOptimizer = torch.optim.Optimizer | Team
+Make = Callable[[Iterable[nn.Parameter], Mapping[str, Any], int], AnyOptimizer]
+"""(parameters, settings, steps of the run) -> optimizer."""
+
+
+def plain(name: str) -> Make:
+    """What `fallline.create_optimizer` knows under this name, the settings handed on as they are."""
+
+    def make(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+        return fallline.create_optimizer(name, parameters, **settings)
+
+    return make
+
+
+def coolmomentum(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+    """Cooling over the whole run."""
+    return fallline.create_optimizer("coolmomentum", parameters, cool_steps=steps, **settings)
+
+
+def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+    """The two betas are one argument in torch."""
+    settings = dict(settings)
+    betas = settings.pop("beta1"), settings.pop("beta2")
+    return torch.optim.AdamW(parameters, betas=betas, **settings)
+
+
+def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+    """Muon orthogonalises matrices; AdamW takes the rest."""
+    parameters, settings = list(parameters), dict(settings)
+    adamw_lr = settings.pop("adamw_lr")
+    matrices = torch.optim.Muon([p for p in parameters if p.ndim == 2], **settings)
+    rest = [p for p in parameters if p.ndim != 2]
+    if not rest:
+        return matrices
+    return Team(matrices, torch.optim.AdamW(rest, lr=adamw_lr, weight_decay=settings["weight_decay"]))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One entry of a race."""
+
+    name: str
+    label: str
+    make: Make
+    space: Space
+    """At most four dimensions; positive ones over their logarithm."""
+
+    fixed: Mapping[str, Setting] = field(default_factory=dict)
+    """Settings that are not tuned, and are not torch's or our defaults by silence."""
+
+    schedule: Schedule = "cosine"
+    """`constant` for a method that brings its own."""
+
+    schedule_note: str = ""
+    ours: bool = False
+    matrices: bool = False
+    """Whether it needs parameters that are matrices."""
+
+    source: str = ""
+    """The method's paper, and where the space comes from."""
+
+    def on(self, task: Task) -> "Contender":
+        """This contender as it races on a task: the task may change ranges, fix settings and forbid schedules."""
+        changes = task.spaces.get(self.name, {})
+        resolved = {name: changes.get(name, dimension) for name, dimension in self.space.items()}
+        space = {name: value for name, value in resolved.items() if isinstance(value, Range | Choice)}
+        fixed = {name: value for name, value in resolved.items() if not isinstance(value, Range | Choice)}
+        schedule = "constant" if task.schedule == "constant" else self.schedule
+        return replace(self, space=space, fixed={**self.fixed, **fixed}, schedule=schedule)
+
+    def describe(self) -> dict[str, Any]:
+        """What a report says of it, ready for JSON."""
+        return {
+            "label": self.label,
+            "ours": self.ours,
+            "space": {name: str(dimension) for name, dimension in self.space.items()},
+            "fixed": dict(self.fixed),
+            "schedule": self.schedule_note or self.schedule,
+            "source": self.source,
+        }
+
+    def excuse(self, model: nn.Module) -> str | None:
+        """Why it cannot take part with this model, if so."""
+        if self.matrices and not any(p.ndim == 2 for p in model.parameters()):
+            return f"{self.label} orthogonalises matrices, and this task has none"
+        return None
+
+
+CONTENDERS = {
+    contender.name: contender
+    for contender in (
+        Contender(
+            "koala-v",
+            "KOALA-V",
+            plain("koala-v"),
+            {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)},
+            fixed={"sigma": 0.1},
+            ours=True,
+            source="Davtyan et al. 2022; around its program's settings (lr 1, sigma 0.1, weight decay 5e-4)",
+        ),
+        Contender(
+            "koala-m",
+            "KOALA-M",
+            plain("koala-m"),
+            {"lr": Range(0.1, 3.0), "qv": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)},
+            ours=True,
+            source="Davtyan et al. 2022; around its program's settings (lr 1, qv 0.01, a 0.9, weight decay 5e-4)",
+        ),
+        Contender(
+            "coolmomentum",
+            "CoolMomentum",
+            coolmomentum,
+            {
+                "lr": Range(1e-3, 5.0),
+                "rho_0": Range(1e-3, 0.5, "one minus log"),
+                "schedule": Choice(("exponential", "linear")),
+            },
+            schedule="constant",
+            schedule_note="its own: the momentum cools over the whole run, the learning rate stays",
+            ours=True,
+            source="Borysenko and Byshkin 2021 (lr 0.01 … 0.6, rho_0 0.99); lr widened upwards, where the best lie",
+        ),
+        Contender(
+            "sgd",
+            "SGD",
+            plain("SGD"),
+            {
+                "lr": Range(1e-3, 3.0),
+                "momentum": Range(0.01, 0.5, "one minus log"),
+                "weight_decay": Range(1e-6, 1e-2),
+            },
+            source="Robbins and Monro 1951, Polyak 1964; the range that pilot runs on small networks needed",
+        ),
+        Contender(
+            "adamw",
+            "AdamW",
+            adamw,
+            {"lr": Range(1e-4, 1e-1), "beta1": Range(0.02, 0.5, "one minus log"), "weight_decay": Range(5e-3, 1.0)},
+            fixed={"beta2": 0.999},
+            source="Loshchilov and Hutter 2019; AlgoPerf's space, lr widened upwards for small networks",
+        ),
+        Contender(
+            "muon",
+            "Muon",
+            muon,
+            {"lr": Range(1e-3, 1e-1), "weight_decay": Range(1e-3, 1e-1), "adamw_lr": Range(1e-4, 1e-1)},
+            fixed={"momentum": 0.95},
+            matrices=True,
+            source="Jordan et al. 2024; AdamW's own lr for biases (adamw_lr) up to the top of AdamW's range",
+        ),
+    )
+}
+
+ANY_LR = Range(1e-4, 1.0)
+"""The space of an optimizer without an entry: its learning rate alone."""
+
+
+@cache
+def get_contender(name: str) -> Contender:
+    """The entry of that name, or one made for any `torch.optim` name or `package.module:Class`; else `ValueError`."""
+    if name in CONTENDERS:
+        return CONTENDERS[name]
+    known = set(torch_names()) | set(fallline.list_optimizers())
+    if name not in known and ":" not in name:
+        raise unknown("optimizer", name, known | set(CONTENDERS))
+    label = name.rpartition(":")[2]
+    return Contender(name, label, plain(name), {"lr": ANY_LR}, source="no entry: a space for any method, lr alone")
+
+
+def torch_names() -> list[str]:
+    """The optimizers of `torch.optim`, by class name."""
+    found = {name: getattr(torch.optim, name) for name in torch.optim.__all__ if hasattr(torch.optim, name)}
+    return sorted(
+        name
+        for name, value in found.items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    )

@@ -1,0 +1,243 @@
+"""The race: the same number of trials for everyone, the best on validation, then fresh seeds that all share.
+
+`race` decides what runs next and writes down what came of it. Where the runs run is the matter of an executor: any
+`concurrent.futures.Executor` will do; `local_pool` makes the usual one.
+"""
+
+import dataclasses
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from fallline.bench.contenders import Contender, get_contender
+from fallline.bench.record import Entry, Race, Store, fingerprint, now, race_id, run_key
+from fallline.bench.seeds import derive, generator, seed_torch
+from fallline.bench.spaces import Setting, trials
+from fallline.bench.tasks import get_task
+from fallline.bench.train import Outcome, Run, step_with, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What is asked for. The same design on the same code is the same race."""
+
+    task: str
+    optimizers: tuple[str, ...]
+    trials: int = 20
+    seeds: int = 10
+    seed: int = 0
+
+
+class RaceError(Exception):
+    """Something keeps the race from going on, in words for its user."""
+
+
+@dataclasses.dataclass
+class Lane:
+    """How far one optimizer has come."""
+
+    contender: Contender
+    plan: list[dict[str, Setting]]
+    """The settings of its trials."""
+
+    code: str
+    """The fingerprint of the code behind its runs."""
+
+    trials: dict[int, Outcome] = dataclasses.field(default_factory=dict)
+    seeds: dict[int, Outcome] = dataclasses.field(default_factory=dict)
+    best: int | None = None
+    """The trial with the lowest score so far."""
+
+    def settle(self, entry: Entry, outcome: Outcome) -> None:
+        """Take in what came of a run."""
+        (self.trials if entry.stage == "trial" else self.seeds)[entry.number] = outcome
+        finished = {number: trial.score for number, trial in self.trials.items() if trial.score is not None}
+        # On equal scores the earlier trial, so that the choice does not depend on who came first.
+        self.best = min(finished, key=lambda number: (finished[number], number), default=None)
+
+
+@dataclasses.dataclass
+class Progress:
+    """The state of the race, for whoever watches."""
+
+    design: Design
+    lanes: dict[str, Lane]
+    left_out: dict[str, str]
+    reused: int = 0
+    """Runs that were in the records already."""
+
+    ran: int = 0
+
+    @property
+    def total(self) -> int:
+        """Runs in the race, as far as can be known: an optimizer whose trials all fail gets no seeds."""
+        lost = sum(len(lane.trials) == self.design.trials and lane.best is None for lane in self.lanes.values())
+        return len(self.lanes) * (self.design.trials + self.design.seeds) - lost * self.design.seeds
+
+    @property
+    def done(self) -> int:
+        """Runs whose outcome is known."""
+        return self.reused + self.ran
+
+
+Watch = Callable[[Progress], None]
+
+
+def race(design: Design, store: Store, executor: Executor, *, ahead: int, about: dict[str, Any], watch: Watch) -> Race:
+    """Run what the records do not hold, and return the race as written down.
+
+    Args:
+        design: what is asked for.
+        store: the records, written by this process alone.
+        executor: where the runs run.
+        ahead: runs to hand to the executor at a time; more than it has workers, so that none waits.
+        about: what to remember with the race, for its report: command, machine.
+        watch: called with the progress, after each run at least.
+
+    Raises:
+        RaceError: an optimizer cannot run on this task at all, or a worker died.
+        KeyboardInterrupt: passed on, when what has finished is written down.
+    """
+    progress = line_up(design)
+    written = write_down(design, store, progress, about)
+    queue = deque(
+        Entry(name, "trial", number) for number, name in itertools.product(range(design.trials), progress.lanes)
+    )
+    pending: dict[Future[Outcome], tuple[Entry, Run, str]] = {}
+
+    def settle(entry: Entry, key: str, outcome: Outcome) -> None:
+        lane = progress.lanes[entry.optimizer]
+        store.enter(written.id, entry, key)
+        lane.settle(entry, outcome)
+        if entry.stage == "trial" and len(lane.trials) == design.trials and lane.best is not None:
+            queue.extend(Entry(entry.optimizer, "seed", number) for number in range(design.seeds))
+
+    def collect(futures: set[Future[Outcome]]) -> None:
+        for future in futures:
+            entry, run, key = pending.pop(future)
+            outcome = future.result()
+            store.add(key, run, outcome)
+            progress.ran += 1
+            settle(entry, key, outcome)
+
+    try:
+        while queue or pending:
+            while queue and len(pending) < ahead:
+                entry = queue.popleft()
+                lane = progress.lanes[entry.optimizer]
+                run = plan_run(design, entry, lane)
+                key = run_key(run, lane.code)
+                if known := store.find(key):
+                    progress.reused += 1
+                    settle(entry, key, known)
+                else:
+                    pending[executor.submit(attempt, run)] = entry, run, key
+            watch(progress)
+            if pending:
+                collect(wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done)
+    except BrokenExecutor as error:
+        raise RaceError(
+            "a worker process died, perhaps for want of memory. What had finished is kept; "
+            "the same command goes on from there, with --jobs 1 if need be"
+        ) from error
+    finally:
+        collect({future for future in pending if future.done() and not future.cancelled() and not future.exception()})
+    watch(progress)
+    return written
+
+
+def line_up(design: Design) -> Progress:
+    """Make the lanes, after one rehearsed step of each optimizer: what cannot run says so before the race."""
+    task = get_task(design.task)
+    progress = Progress(design, {}, {})
+    for name in design.optimizers:
+        contender = get_contender(name).on(task)
+        seed_torch(0, "rehearsal")
+        model = task.model()
+        if excuse := contender.excuse(model):
+            progress.left_out[name] = excuse
+            continue
+        plan = [
+            {**contender.fixed, **point}
+            for point in trials(contender.space, design.trials, derive(design.seed, "search", name))
+        ]
+        try:
+            optimizer = contender.make(model.parameters(), plan[0], task.steps)
+            losses = task.losses(model, next(task.batches(generator(0, "rehearsal"))))
+            losses.mean().backward()
+            step_with(optimizer, losses.detach())
+        except Exception as error:
+            raise RaceError(f"{name} cannot run on {design.task}: {type(error).__name__}: {error}") from error
+        progress.lanes[name] = Lane(contender, plan, fingerprint(task, optimizer, contender.make))
+    if not progress.lanes:
+        raise RaceError("nobody is left to race: " + "; ".join(progress.left_out.values()))
+    return progress
+
+
+def write_down(design: Design, store: Store, progress: Progress, about: dict[str, Any]) -> Race:
+    """Enter the race in the records."""
+    lanes = progress.lanes
+    setting = {
+        **about,
+        "left_out": progress.left_out,
+        "contenders": {name: lane.contender.describe() for name, lane in lanes.items()},
+    }
+    asked = dataclasses.asdict(design)
+    written = Race(race_id(asked, {name: lane.code for name, lane in lanes.items()}), design.task, asked, setting, now())
+    store.open_race(written)
+    return written
+
+
+def plan_run(design: Design, entry: Entry, lane: Lane) -> Run:
+    """The run of an entry. Its seed does not depend on the optimizer: that makes pairs."""
+    number = entry.number if entry.stage == "trial" else lane.best
+    assert number is not None  # seeds are queued only once a trial is chosen
+    seed = derive(design.seed, entry.stage, entry.number)
+    return Run(design.task, entry.optimizer, lane.plan[number], seed, test=entry.stage == "seed")
+
+
+def attempt(run: Run) -> Outcome:
+    """Train; whatever an optimizer may raise is its result, and the race goes on."""
+    try:
+        return train(run)
+    except Exception as error:
+        return Outcome("failed", steps=0, reason=f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def local_pool(jobs: int) -> Iterator[Executor]:
+    """Worker processes on this machine, one thread each; on an error or Ctrl-C they are ended at once."""
+    spawn = multiprocessing.get_context("spawn")  # fork would copy torch's threads and locks
+    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker)
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the coordinator is gone: killed, it could not say goodbye."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

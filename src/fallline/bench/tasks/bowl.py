@@ -1,0 +1,79 @@
+"""The noisy bowl: a quadratic whose minimum takes a random step before every evaluation.
+
+The first experiment of LODO (Liao, Dangovski, Foerster and Soljačić, 2023). No network and no data: the optimizer must
+follow a target that never rests, in a landscape a thousand times flatter in one direction than in another.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fallline.bench.spaces import Choice, Range, Setting
+from fallline.bench.tasks._task import Schedule, Task
+
+DIMENSION = 100
+EIGENVALUES = torch.logspace(-3, 0, DIMENSION, dtype=torch.float64)
+
+
+class Landscape(nn.Module):
+    """The point `x`, started at the origin, and the Hessian: a random basis, eigenvalues evenly over their logarithm."""
+
+    hessian: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x = nn.Parameter(torch.zeros(DIMENSION))
+        # QR of a Gaussian matrix: columns of either sign make the same Hessian, so the basis is uniform.
+        basis, _ = torch.linalg.qr(torch.randn(DIMENSION, DIMENSION, dtype=torch.float64))
+        self.register_buffer("hessian", ((basis * EIGENVALUES) @ basis.T).float())
+
+    def forward(self, minimum: Tensor) -> Tensor:
+        """Half the squared distance in the Hessian's metric, shape (1,)."""
+        away = self.x - minimum
+        return 0.5 * (away @ self.hessian @ away).reshape(1)
+
+
+class Bowl(Task):
+    """Tracking a minimum that takes a standard normal step before every evaluation, in 100 dimensions."""
+
+    name: ClassVar[str] = "bowl"
+    summary: ClassVar[str] = (
+        "a quadratic in 100 dimensions, Hessian eigenvalues 0.001 … 1, whose minimum takes a random step before every "
+        "evaluation; 2,000 steps; score: mean loss over the last 200"
+    )
+    steps: ClassVar[int] = 2000
+    evaluations: ClassVar[int] = 40
+    schedule: ClassVar[Schedule] = "constant"  # the target never rests, so a rate that decays loses it
+    held_out: ClassVar[bool] = False
+    floor: ClassVar[float | None] = 0.5 * EIGENVALUES.sum().item()
+    """Half the trace of the Hessian, 7.41: a perfect Newton step reaches the minimum just before it moves on."""
+
+    floor_name: ClassVar[str] = "½ tr H, a perfect Newton step"
+
+    @property
+    def spaces(self) -> Mapping[str, Mapping[str, Range | Choice | Setting]]:
+        """Weights pulled to the origin lose a target that wanders off, and steps must be of the order of one."""
+        return {
+            "koala-v": {"weight_decay": 0.0},
+            "koala-m": {"weight_decay": 0.0},
+            "sgd": {"weight_decay": 0.0},
+            "adamw": {"lr": Range(1e-2, 10.0), "beta1": Range(0.02, 1.0, "one minus log"), "weight_decay": 0.0},
+        }
+
+    def model(self) -> nn.Module:
+        """The landscape; its basis comes from the run's seed."""
+        return Landscape()
+
+    def batches(self, order: torch.Generator) -> Iterator[Tensor]:
+        """Where the minimum is at each evaluation, shape (100,)."""
+        minimum = torch.zeros(DIMENSION)
+        while True:
+            minimum = minimum + torch.randn(DIMENSION, generator=order)
+            yield minimum
+
+    def losses(self, model: nn.Module, batch: Tensor) -> Tensor:
+        """The loss at this step's minimum, shape (1,)."""
+        losses: Tensor = model(batch)
+        return losses

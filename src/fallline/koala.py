@@ -1,0 +1,202 @@
+"""KOALA: training as Kalman filtering, the minibatch loss a noisy measurement of its target (Davtyan et al., 2022).
+
+    predict   x <- F x,        P <- F P F' + Q
+    update    S_i = P |h_i|^2 + R,    x_i <- x_i + K_i (target - loss),    K_i = P h_i / S_i,    P <- P - P^2 max_i |h_i|^2 / S_i
+
+x are the weights (V) or weights and velocities (M), h_i the gradient of tensor i, and R follows the mean squared loss.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._foreach import clean, squared_norm
+from ._loss import FOUR_WAYS, LossAware, all_zero
+from ._optimizer import Params, gradient_norm
+
+EPS = 1e-9  # a tensor whose gradient has a smaller norm is not treated (the authors' constant)
+TINY = 1e-30  # R stays above, so that S > 0
+
+
+def norms(p: Tensor, g: Tensor, *, weight_decay: float) -> tuple[Tensor, ...]:
+    return squared_norm(g), squared_norm(g + weight_decay * p), squared_norm(p)
+
+
+class KOALA(LossAware):
+    """What KOALA-V and KOALA-M share: measurement noise, innovation, gains, and the order of the two stages.
+
+    Two ways to train, the same trajectory:
+
+    * ``predict()``; forward; backward; ``update(loss)`` - the two stages of the paper. Between ``update`` and
+      ``predict`` the parameters are at the *filtered* point, else at the *predicted* one.
+    * ``step(loss=loss)`` after backward: the update, then the prediction for the next step. Parameters rest at the
+      predicted point, where the next loss is taken. ``eval()``, ``train()`` and ``posterior()`` visit the filtered one.
+    """
+
+    _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
+    _variance: str  # which shared scalar is the variance of the weights
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        target = defaults["target"]
+        if not (callable(target) or (isinstance(target, int | float) and math.isfinite(target))):
+            raise ValueError(f"target={target!r} is outside its range: a finite number, or a callable of the loss")
+        if defaults["maximize"] and not callable(target) and target == 0:
+            raise ValueError(f"target={target!r} with maximize=True: give the value that the loss shall rise to, not 0")
+        super().__init__(params, defaults)
+        self._predict_covariance(self._shared())  # for the first step; with zero velocity no weight moves
+
+    # -- the two stages ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict(self) -> None:
+        """First stage: move to where the dynamics expect the weights, and widen the covariance by the process noise.
+
+        Raises:
+            RuntimeError: the prediction was made already, or the parameters are at the filtered point of ``eval()``.
+        """
+        stage = self._expect("predict", "resting", "filtered")
+        if stage == "filtered":
+            self._predict(self._shared())
+        self._enter("predicted")
+
+    @torch.no_grad()
+    def update(self, loss: Any = None, loss_var: Any = None) -> None:
+        """Second stage: correct by the measured loss, with the gradients that its backward pass left.
+
+        A non-finite loss or gradient is no measurement: nothing is corrected, the prediction stands.
+
+        Args:
+            loss: a scalar (tensor or number), or one loss per example; may be left out where it is observed.
+            loss_var: mean of the squared losses of the batch (the authors' name, no variance); by default that of
+                ``loss``, which for a scalar is its square.
+
+        Raises:
+            RuntimeError: ``predict`` was not called, no loss is known, or a gradient is sparse. Nothing has changed.
+        """
+        self._expect("update", "predicted")
+        groups = self._groups(lambda p: p.grad is not None)
+        shared = self._shared()
+        moments = self._moments(shared.measurement_noise, loss, loss_var)
+        if moments is None:
+            raise RuntimeError(FOUR_WAYS)
+        self._filter(groups, shared, *moments, stepping=False)
+        self._enter("filtered")
+        self._opt_called = True  # what step() would tell learning-rate schedulers
+
+    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+        self._expect("step", "resting", "predicted")
+        moments = self._moments(shared.measurement_noise, loss)
+        if moments is None:
+            if all_zero(groups):  # torch.distributed.checkpoint calls step() so
+                return
+            raise RuntimeError(FOUR_WAYS)
+        self._filter(groups, shared, *moments, stepping=True)
+        self._enter("resting")
+
+    def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
+        """R, S and the innovation of each tensor; then the method's correction and, when ``stepping``, its prediction."""
+        one = self.param_groups[0]
+        target = one["target"](mean) if callable(one["target"]) else one["target"]
+        innovation = target - mean if one["maximize"] else mean - target
+        if one["r"] is not None:
+            R = torch.full_like(mean, one["r"])
+        else:
+            measured = (
+                mean_square - 2 * target * mean + target**2
+            )  # mean (loss - target)^2, not divided by the batch size
+            R = shared.measurement_noise.lerp(measured.clamp_min(0), 1 - one["alpha_r"]).clamp_min(TINY)
+        variance = getattr(shared, self._variance)
+
+        finite, largest = [mean, mean_square], [torch.zeros_like(R)]
+        for t in groups:
+            if t.weight_decay:
+                g2, h2, p2 = self._sums(norms, t, t.grads, weight_decay=t.weight_decay)
+                loss = innovation + t.weight_decay / 2 * p2  # the tensor's own penalty only
+            else:
+                (h2,) = self._sums(gradient_norm, t, t.grads)
+                g2, loss = h2, innovation.expand_as(h2)
+            S = variance * h2 + R
+            t.treated = (g2 >= EPS**2) & (S > 0)
+            t.c = torch.where(t.treated, t.lr * loss / S, 0.0)
+            largest.append(torch.where(t.treated, h2, 0.0).amax())
+            finite += [g2.sum(), loss.sum(), S.sum()]
+        ok = torch.stack(finite).isfinite().all() if one["skip_nonfinite"] else None
+        m = torch.stack(largest).amax()
+        # 1 - P m / S = R / S where S = P m + R; the difference would cancel where R is small. Nothing treated: 1.
+        contraction = torch.where(m > 0, R / (variance * m + R), 1.0)
+
+        if ok is not None:
+            shared.skipped.add_(~ok)
+            for t in groups:
+                t.treated, t.c = t.treated & ok, torch.where(ok, t.c, 0.0)
+            R = torch.where(ok, R, shared.measurement_noise)
+            contraction, m = torch.where(ok, contraction, 1.0), torch.where(ok, m, 0.0)
+        shared.measurement_noise.copy_(R)
+        self._correct(groups, shared, contraction, m, ok, stepping)
+
+    # -- what V and M write -----------------------------------------------------------------------------------
+
+    def _predict(self, shared: SimpleNamespace) -> None:
+        """Move the weights as the dynamics say, and predict the covariance."""
+        self._predict_covariance(shared)
+
+    def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
+        """P <- F P F' + Q, unless ``ok`` (0-D bool) is false."""
+        raise NotImplementedError
+
+    def _correct(self, groups: list[Any], shared: Any, t: Tensor, m: Tensor, ok: Tensor | None, stepping: bool) -> None:
+        """Correct by ``c`` of each tensor; contract the covariance, 1 - P m / S = ``t``; predict when ``stepping``."""
+        raise NotImplementedError
+
+    # -- the filtered point -----------------------------------------------------------------------------------
+
+    def eval(self) -> None:
+        """Move the parameters to the filtered point, for evaluation or saving; ``train()`` comes back exactly."""
+
+    def train(self) -> None:
+        """Come back from ``eval()``, bit for bit; elsewhere it does nothing."""
+
+    @contextmanager
+    def posterior(self) -> Iterator[None]:
+        """``with optimizer.posterior():`` has the parameters at the filtered point."""
+        away = self.param_groups[0]["evaluating"]
+        self.eval()
+        try:
+            yield
+        finally:
+            if not away:
+                self.train()
+
+    # -- plumbing ---------------------------------------------------------------------------------------------
+
+    @property
+    def measurement_noise(self) -> Tensor:
+        """R, the running mean of the squared innovation: 0-D tensor."""
+        R: Tensor = self.param_groups[0]["measurement_noise"]
+        return R
+
+    def _init_shared(self) -> dict[str, Any]:
+        r = self.defaults["r"]
+        R = 1.0 if r is None else float(r)
+        return {"measurement_noise": R, "stage": "resting", "evaluating": False, **super()._init_shared()}
+
+    def _expect(self, verb: str, *stages: str) -> str:
+        stage: str = self.param_groups[0]["stage"]
+        if self.param_groups[0]["evaluating"]:
+            raise RuntimeError(f"{verb}: the parameters are at the filtered point of eval(); call train() first")
+        if stage not in stages:
+            last = {"filtered": "update", "predicted": "predict", "resting": "step"}[stage]
+            needed = {"filtered": "predict()", "predicted": "update(loss)", "resting": "predict() or step(loss=loss)"}[
+                stage
+            ]
+            raise RuntimeError(f"{verb} cannot follow {last}: the next call is {needed}")
+        return stage
+
+    def _enter(self, stage: str) -> None:
+        for group in self.param_groups:
+            group["stage"] = stage
