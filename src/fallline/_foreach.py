@@ -41,7 +41,8 @@ def run(kernel: Kernel, lists: Sequence[Sequence[Tensor]], scalars: dict[str, An
 
 def squared_norm(t: Tensor) -> Tensor:
     """Sum of squares, without a temporary of the tensor's size; infinite where it overflows ``t``'s precision."""
-    return torch.linalg.vector_norm(t).square()
+    norm: Tensor = torch.linalg.vector_norm(t)
+    return norm.square()
 
 
 def clean(g: Tensor, ok: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ FOUR_WAYS = (
 class LossAware(Optimizer):
     """An optimizer that reads the loss as well as the gradients.
 
-    ``step`` takes it, in this order, from the tap (:meth:`observe`, :meth:`attach`), from ``loss=`` or from the closure.
+    ``step`` takes it from the tap (:meth:`observe`, :meth:`attach`), else from ``loss=``, else from the closure.
     """
 
     _tapped: Tensor | None = None  # sums of g, g l and g l^2 since the last step; [3]
@@ -71,14 +71,14 @@ class LossAware(Optimizer):
         super().zero_grad(set_to_none)
         self._tapped = None
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _tap(self, value: Tensor, g: Tensor) -> None:
         value, g = (t.to(dtype=_precision(t.device)) for t in (value, g))
         sums = torch.stack([g.sum(), (g * value).sum(), (g * value.square()).sum()])
         self._tapped = sums if self._tapped is None else self._tapped + sums
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _moments(self, like: Tensor, loss: Any, loss_var: Any = None) -> tuple[Tensor, Tensor] | None:
         """Mean of the loss and of its square over the batch, and over the ranks: 0-D tensors like ``like``, or None."""
         tapped, self._tapped = self._tapped, None
@@ -86,9 +86,7 @@ class LossAware(Optimizer):
             if self._scaler is not None and self._scaler.is_enabled():
                 tapped = tapped / self._scaler.scale(torch.ones_like(tapped))
             weight, mean, square = tapped.to(like)
-            mean_square = (
-                weight * square
-            )  # of the same scale as mean^2 whether g is 1/k, 1 on partial losses, or 1 on each
+            mean_square = weight * square  # on the scale of mean^2 whether g is 1/k, or 1 on losses or parts of one
         elif loss is None:
             return None
         else:

@@ -84,7 +84,7 @@ class Optimizer(torch.optim.Optimizer):
         return count
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Perform one step.
 
         Args:
@@ -204,7 +204,7 @@ class Optimizer(torch.optim.Optimizer):
         """Refuse settings outside their range before anything has changed."""
         for name, interval in self._ranges.items():
             value = settings[name]
-            if not (value is None and self.defaults[name] is None or _inside(value, interval)):
+            if not ((value is None and self.defaults[name] is None) or _inside(value, interval)):
                 raise ValueError(f"{name}={value!r} is outside its range: a number in {interval}")
         for name, options in self._choices.items():
             value = settings[name]

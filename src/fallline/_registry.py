@@ -39,7 +39,7 @@ def create_optimizer(name: str, params: Params, **kwargs: Any) -> torch.optim.Op
         >>> type(create_optimizer("koala-m", [w], lr=0.5)).__name__
         'MomentumKOALA'
     """
-    return _find(name)(params, **kwargs)  # type: ignore[arg-type]
+    return _find(name)(params, **kwargs)
 
 
 def _find(name: str) -> type[torch.optim.Optimizer]:

@@ -15,6 +15,11 @@ def local(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
+def size(p: Tensor) -> int:
+    """Real numbers in ``p``, over all shards."""
+    return p.numel() * (2 if p.is_complex() else 1)
+
+
 def sum_over_shards(rows: Tensor, params: Sequence[Tensor]) -> Tensor:
     """Complete sums taken over local pieces: ``rows`` is [tensors, sums], ``params`` the tensors they belong to."""
     sharded: dict[dist.ProcessGroup, list[int]] = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._foreach import clean, squared_norm
 from ._optimizer import Optimizer, Params, zeros_like
+from ._shards import size
 
 BELOW_ONE = 1 - 2**-24  # the largest momentum that a callable schedule may give
 
@@ -50,7 +51,7 @@ def exponential_temperature(s: Tensor, rho_0: float) -> Tensor:
 
 
 def linear(s: Tensor, rho_0: float) -> Tensor:
-    r""":math:`\rho_0 (1 - s) / (1 - \rho_0 s)`: the temperature falls linearly (the rule of Demon, Chen et al. 2019)."""
+    r""":math:`\rho_0 (1 - s) / (1 - \rho_0 s)`: the temperature falls linearly (Demon's rule, Chen et al. 2019)."""
     return rho_0 * (1 - s) / (1 - rho_0 * s)
 
 
@@ -88,10 +89,12 @@ class CoolMomentum(Optimizer):
         ValueError: a setting is outside its range.
         RuntimeError: in ``step``, a gradient is sparse.
 
-    Reference: Borysenko and Byshkin, Scientific Reports 11, 10705 (2021). The authors' main PyTorch file loses its first
-    gradient; here, as in their other files, the first step moves.
+    Reference: Borysenko and Byshkin, Scientific Reports 11, 10705 (2021). The authors' main PyTorch file loses its
+    first gradient; here, as in their other files, the first step moves.
 
     Example:
+        >>> import torch
+        >>> from fallline import CoolMomentum
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> optimizer = CoolMomentum([w], lr=0.1, rho_0=0.9, cool_steps=100)
         >>> for _ in range(200):
@@ -235,20 +238,19 @@ class CoolMomentum(Optimizer):
             coupled, shrink = (0.0, 1 - t.lr * t.weight_decay) if t.decoupled else (t.weight_decay, 1.0)
             return self._sums(_virial, t, t.grads, t.displacement, weight_decay=coupled, shrink=shrink)[0]
 
-        return self._mean(work, lambda p: p.grad is not None)
+        return self._mean(work, graded=True)
 
     @torch.no_grad()
     def _reading(self, formula: Callable[[Tensor, dict[str, Any]], Tensor]) -> Tensor:
         return torch.stack([formula(_momentum(SimpleNamespace(**g)), g) for g in self.param_groups]).squeeze()
 
     @torch.no_grad()
-    def _mean(
-        self, total: Callable[[SimpleNamespace], Tensor], select: Callable[[Tensor], bool] | None = None
-    ) -> Tensor:
-        groups = self._groups(select or (lambda p: p in self.state))
+    def _mean(self, total: Callable[[SimpleNamespace], Tensor], graded: bool = False) -> Tensor:
+        groups = self._groups(lambda p: p in self.state and (p.grad is not None or not graded))
         if not groups:
             raise RuntimeError("no gradient is left to read: ask between step() and zero_grad()")
-        return torch.cat([total(t) for t in groups]).sum() / sum(p.numel() for t in groups for p in t.owners)
+        mean: Tensor = torch.cat([total(t) for t in groups]).sum() / sum(size(p) for t in groups for p in t.owners)
+        return mean
 
 
 def _momentum(t: SimpleNamespace) -> Tensor:

@@ -1,13 +1,15 @@
 """KOALA: training as Kalman filtering, the minibatch loss a noisy measurement of its target (Davtyan et al., 2022).
 
-    predict   x <- F x,        P <- F P F' + Q
-    update    S_i = P |h_i|^2 + R,    x_i <- x_i + K_i (target - loss),    K_i = P h_i / S_i,    P <- P - P^2 max_i |h_i|^2 / S_i
+    predict   x <- F x,                 P <- F P F' + Q
+    update    S_i = P |h_i|^2 + R,      x_i <- x_i - lr (loss - target) P h_i / S_i,
+                                        P <- P - P^2 max_i |h_i|^2 / S_i
 
-x are the weights (V) or weights and velocities (M), h_i the gradient of tensor i, and R follows the mean squared loss.
+x are the weights (V) or weights and velocities (M), h_i the gradient of tensor i, R follows the mean squared loss.
+The scalars P, R and S are those of the paper, and are named so here.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import clean, squared_norm
+from ._foreach import squared_norm
 from ._loss import FOUR_WAYS, LossAware, all_zero
 from ._optimizer import Params, gradient_norm
 
@@ -99,16 +101,14 @@ class KOALA(LossAware):
         self._enter("resting")
 
     def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
-        """R, S and the innovation of each tensor; then the method's correction and, when ``stepping``, its prediction."""
+        """R, S and the innovation of each tensor; then the correction and, when ``stepping``, the prediction."""
         one = self.param_groups[0]
         target = one["target"](mean) if callable(one["target"]) else one["target"]
         innovation = target - mean if one["maximize"] else mean - target
         if one["r"] is not None:
             R = torch.full_like(mean, one["r"])
         else:
-            measured = (
-                mean_square - 2 * target * mean + target**2
-            )  # mean (loss - target)^2, not divided by the batch size
+            measured = mean_square - 2 * target * mean + target**2  # mean (loss - target)^2, a raw second moment
             R = shared.measurement_noise.lerp(measured.clamp_min(0), 1 - one["alpha_r"]).clamp_min(TINY)
         variance = getattr(shared, self._variance)
 
@@ -191,10 +191,8 @@ class KOALA(LossAware):
             raise RuntimeError(f"{verb}: the parameters are at the filtered point of eval(); call train() first")
         if stage not in stages:
             last = {"filtered": "update", "predicted": "predict", "resting": "step"}[stage]
-            needed = {"filtered": "predict()", "predicted": "update(loss)", "resting": "predict() or step(loss=loss)"}[
-                stage
-            ]
-            raise RuntimeError(f"{verb} cannot follow {last}: the next call is {needed}")
+            due = {"filtered": "predict()", "predicted": "update(loss)", "resting": "predict() or step(loss=loss)"}
+            raise RuntimeError(f"{verb} cannot follow {last}: the next call is {due[stage]}")
         return stage
 
     def _enter(self, stage: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ._foreach import clean, squared_norm
 from ._optimizer import Params, zeros_like
+from ._shards import size
 from .koala import KOALA
 
 AVERAGING = 0.1  # of the mean weights and of their process noise (the authors' 1 - 0.9)
@@ -63,7 +64,8 @@ class MomentumKOALA(KOALA):
 
     .. math:: x \leftarrow x + v, \; v \leftarrow a v, \; P \leftarrow F P F^\top + Q; \quad
               S_i = P_{11} \|h_i\|^2 + R, \; x_i \leftarrow x_i - \eta L_i \tfrac{P_{11}}{S_i} h_i, \;
-              v_i \leftarrow v_i - \eta L_i \tfrac{P_{12}}{S_i} h_i, \; P \leftarrow P - P \,\mathrm{diag}(\tilde h, 0)\, P
+              v_i \leftarrow v_i - \eta L_i \tfrac{P_{12}}{S_i} h_i, \;
+              P \leftarrow P - P \,\mathrm{diag}(\tilde h, 0)\, P
 
     with :math:`F = \bigl(\begin{smallmatrix} 1 & 1 \\ 0 & a \end{smallmatrix}\bigr)`,
     :math:`\tilde h = \max_i \|h_i\|^2 / S_i`. State: velocity, and unless ``q_rule="fixed"`` the average weights.
@@ -76,7 +78,8 @@ class MomentumKOALA(KOALA):
         qw, qv: process noise of weights (at the start) and velocities.
         r, alpha_r, weight_decay, target, skip_nonfinite, maximize, fused: as in :class:`VanillaKOALA`.
         q_rule: process noise of the weights from the distance d of the weights to their running average, n of them:
-            ``"reference"`` averages d / n as the authors' program does, ``"paper"`` takes d² / n, ``"fixed"`` keeps ``qw``.
+            ``"reference"`` averages d / n as the authors' program does, ``"paper"`` takes d² / n, ``"fixed"`` keeps
+            ``qw``.
         average_init: ``"params"``, or ``"zeros"`` as in the authors' program.
 
     ``step`` leaves the parameters at the predicted point; ``posterior()`` visits the filtered one. A parameter without
@@ -84,11 +87,13 @@ class MomentumKOALA(KOALA):
 
     Raises:
         ValueError: a setting is outside its range.
-        RuntimeError: in ``step``, a gradient is sparse, no loss is known, or ``update`` was not followed by ``predict``.
+        RuntimeError: in ``step``, a gradient is sparse, no loss is known, or ``predict`` did not follow ``update``.
 
     Reference: Davtyan et al., KOALA, AAAI 2022, arXiv 2107.03331, supplement Algorithm 2, equations (49) to (63).
 
     Example:
+        >>> import torch
+        >>> from fallline import MomentumKOALA
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> optimizer = MomentumKOALA([w])
         >>> for _ in range(200):
@@ -190,11 +195,11 @@ class MomentumKOALA(KOALA):
     def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
         one = self.param_groups[0]
         a, p11, p12, p22, qx = one["a"], shared.p11, shared.p12, shared.p22, shared.process_noise
-        size = sum(p.numel() for group in self.param_groups for p in group["params"] if p.requires_grad)
+        n = sum(size(p) for group in self.param_groups for p in group["params"] if p.requires_grad)
         if one["q_rule"] == "reference":
-            new_qx = qx.lerp(shared.spread.sqrt() / size, AVERAGING)
+            new_qx = qx.lerp(shared.spread.sqrt() / n, AVERAGING)
         else:
-            new_qx = shared.spread / size if one["q_rule"] == "paper" else qx
+            new_qx = shared.spread / n if one["q_rule"] == "paper" else qx
         new = (p11 + 2 * p12 + p22 + new_qx, a * (p12 + p22), a * a * p22 + one["qv"], new_qx)
         for old, value in zip((p11, p12, p22, qx), new, strict=True):
             old.copy_(value if ok is None else torch.where(ok, value, old))
@@ -208,7 +213,8 @@ class MomentumKOALA(KOALA):
             for group in rest:
                 self._each(decay_, group, group.velocity, a=decay)
 
-        adaptive, squared_distances = self.param_groups[0]["q_rule"] != "fixed", []
+        adaptive = self.param_groups[0]["q_rule"] != "fixed"
+        squared_distances: list[Tensor] = []
         for group in groups:
             lists = [group.grads, group.velocity, group.c * shared.p11, group.c * shared.p12]
             scalars = dict(weight_decay=group.weight_decay or None, a=decay, move=move, ok=ok)
@@ -243,7 +249,7 @@ class MomentumKOALA(KOALA):
             return
         for p, state in self.state.items():
             state["predicted"] = p.detach().clone()
-        for t in self._with_state():
+        for t in self._groups(lambda p: p in self.state):
             self._each(retreat_, t, t.velocity)
         self._share({"evaluating": True}, self.skipped.device)
 

@@ -24,8 +24,9 @@ class VanillaKOALA(KOALA):
     .. math:: P \leftarrow P + q, \quad S_i = P \|h_i\|^2 + R, \quad
               x_i \leftarrow x_i - \eta L_i \tfrac{P}{S_i} h_i, \quad P \leftarrow P R / (P \max_i \|h_i\|^2 + R)
 
-    :math:`h_i` is the gradient of tensor i with its weight decay, :math:`L_i` the loss above its target with the tensor's
-    own penalty. With R = E[loss²] a step moves a tensor by at most about :math:`\eta \sqrt{P} / 2`, whatever its gradient.
+    :math:`h_i` is the gradient of tensor i with its weight decay, :math:`L_i` the loss above its target with the
+    tensor's own penalty. With R = E[loss²] a step moves a tensor by at most about :math:`\eta \sqrt{P} / 2`, whatever
+    its gradient.
 
     Args:
         params: parameters or parameter groups; ``lr`` and ``weight_decay`` may differ between groups.
@@ -49,6 +50,8 @@ class VanillaKOALA(KOALA):
     Reference: Davtyan et al., KOALA, AAAI 2022, arXiv 2107.03331, supplement equations (31) and (36).
 
     Example:
+        >>> import torch
+        >>> from fallline import VanillaKOALA
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
         >>> optimizer = VanillaKOALA([w], sigma=0.1)
         >>> for _ in range(100):

@@ -201,21 +201,13 @@ ANY_LR = Range(1e-4, 1.0)
 
 @cache
 def get_contender(name: str) -> Contender:
-    """The entry of that name, or one made for any `torch.optim` name or `package.module:Class`; else `ValueError`."""
+    """The entry of that name, or one made for any that `fallline.create_optimizer` takes; else `ValueError`."""
     if name in CONTENDERS:
         return CONTENDERS[name]
-    known = set(torch_names()) | set(fallline.list_optimizers())
-    if name not in known and ":" not in name:
-        raise unknown("optimizer", name, known | set(CONTENDERS))
-    label = name.rpartition(":")[2]
-    return Contender(name, label, plain(name), {"lr": ANY_LR}, source="no entry: a space for any method, lr alone")
-
-
-def torch_names() -> list[str]:
-    """The optimizers of `torch.optim`, by class name."""
-    found = {name: getattr(torch.optim, name) for name in torch.optim.__all__ if hasattr(torch.optim, name)}
-    return sorted(
-        name
-        for name, value in found.items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
-    )
+    if ":" in name:
+        label = name.rpartition(":")[2]
+    elif name in (known := fallline.list_optimizers()):
+        label = next((spelled for spelled in vars(torch.optim) if spelled.lower() == name), name)
+    else:
+        raise unknown("optimizer", name, [*CONTENDERS, *known, "package.module:Class"])
+    return Contender(name, label, plain(name), {"lr": ANY_LR}, source="no entry of its own: lr alone, over a wide range")

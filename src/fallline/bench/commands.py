@@ -1,0 +1,221 @@
+"""The commands of `fallline`: what each one takes, checks and prints."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import fallline
+from fallline.bench import display
+from fallline.bench.contenders import CONTENDERS, get_contender
+from fallline.bench.environment import environment
+from fallline.bench.race import Design, RaceError, local_pool
+from fallline.bench.race import race as run_race
+from fallline.bench.record import Race, Store
+from fallline.bench.results import results
+from fallline.bench.tasks import TASKS, get_task
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+DATABASE = "fallline.sqlite"
+OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")]
+
+
+class Size(str, Enum):
+    """How many trials each optimizer gets."""
+
+    S = "S"
+    M = "M"
+    L = "L"
+
+
+TRIALS = {Size.S: 20, Size.M: 50, Size.L: 75}
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Optimizers for PyTorch, and a fair race between them."""
+    if version:
+        console.print(f"fallline {fallline.__version__}")
+        raise typer.Exit
+
+
+@app.command(no_args_is_help=False)
+def race(
+    task: Annotated[str, typer.Argument(metavar="[TASK]", help="What to race on: see [b]fallline list[/b].")] = "digits",
+    optimizers: Annotated[
+        str,
+        typer.Option(metavar="A,B,C", help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class."),
+    ] = ",".join(CONTENDERS),
+    size: Annotated[Size, typer.Option(help="Trials for each optimizer: S 20, M 50, L 75.", case_sensitive=False)] = Size.S,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials for each optimizer, instead of --size.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds on which the chosen settings are confirmed.")] = 10,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
+    ] = None,
+    out: OutOption = Path("runs"),
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the whole race: search, weights, data order.")] = 0,
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+) -> None:
+    """Race optimizers: tune each with the same number of trials, confirm the best on fresh seeds, write a report.
+
+    What has run once is never run again: interrupted with Ctrl-C, the same command goes on.
+
+    [b]Examples[/b]
+
+    fallline race
+
+    fallline race bowl --optimizers coolmomentum,sgd,adamw
+
+    fallline race digits --optimizers koala-m,adamw,radam --size M --jobs 8
+    """
+    design = Design(task, parse_task_and_names(task, optimizers), trials or TRIALS[size], seeds, seed)
+    workers = jobs or available_cores()
+    about = {"command": command_line(design), "environment": environment(workers)}
+    with readable_errors(), opened(out) as store:
+        console.print(Text(get_task(task).summary, style="dim"))
+        with display.Display(console) as watch, local_pool(workers) as pool:
+            written = run_race(design, store, pool, ahead=2 * workers, about=about, watch=watch)
+        show(store, written)
+        if report:
+            write_report(store, written, out)
+
+
+@app.command()
+def report(
+    task: Annotated[
+        str | None, typer.Argument(metavar="[TASK]", help="The task whose last race to report.", show_default="any")
+    ] = None,
+    out: OutOption = Path("runs"),
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the learning curves as .svg or .png instead.")
+    ] = None,
+) -> None:
+    """Write the report of the last race again, from its records, or a picture of it.
+
+    [b]Examples[/b]
+
+    fallline report
+
+    fallline report bowl --picture bowl.svg
+    """
+    if not (out / DATABASE).exists():
+        raise typer.BadParameter(f"there are no records in {out}; fallline race makes some.", param_hint="--out")
+    with readable_errors(), opened(out) as store:
+        found = store.last_race(task)
+        if found is None:
+            raise RaceError(f"there is no race{f' on {task}' if task else ''} in {out}; fallline race makes one.")
+        if picture is None:
+            write_report(store, found, out)
+        else:
+            from fallline.bench.report import write_picture
+
+            write_picture(results(store, found), picture)
+            console.print(f"Picture: {picture}", soft_wrap=True)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the tasks, and the optimizers with their search spaces."""
+    tasks = Table(title="Tasks", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
+    for name in TASKS:
+        tasks.add_row(Text(name, style="bold"), get_task(name).summary)
+    racers = Table(
+        title="Optimizers", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
+    )
+    for name in CONTENDERS:
+        space = "; ".join(f"{setting} {dimension}" for setting, dimension in get_contender(name).space.items())
+        racers.add_row(Text(name, style="bold"), space)
+    console.print(tasks)
+    console.print()
+    console.print(racers)
+    others = [name for name in fallline.list_optimizers() if name not in CONTENDERS]
+    console.print(f"\nAnd, tuning lr alone: {', '.join(others)}, or package.module:Class.")
+
+
+def parse_task_and_names(task: str, optimizers: str) -> tuple[str, ...]:
+    """The optimizers' names, checked along with the task's."""
+    sys.path.append(os.getcwd())  # a command's path starts at its script: let module:Class be found from here, as python -m does
+    names = [name.strip() for name in optimizers.split(",") if name.strip()]
+    names = [name if ":" in name else name.lower() for name in names]
+    try:
+        get_task(task)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="TASK") from error
+    try:
+        if not names:
+            raise ValueError("name at least one optimizer.")
+        for name in names:
+            get_contender(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--optimizers") from error
+    return tuple(dict.fromkeys(names))
+
+
+def command_line(design: Design) -> str:
+    """The command that makes this race, every choice written out."""
+    return (
+        f"fallline race {design.task} --optimizers {','.join(design.optimizers)} "
+        f"--trials {design.trials} --seeds {design.seeds} --seed {design.seed}"
+    )
+
+
+def available_cores() -> int:
+    """Cores that this process may use; not all of the machine's, in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def opened(out: Path) -> Iterator[Store]:
+    """The records in a folder."""
+    with Store(out / DATABASE) as store:
+        yield store
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """What can go wrong, as a sentence and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("\nStopped. What has finished is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except (RaceError, ValueError, OSError) as error:
+        errors.print(Text.assemble(("Error: ", "bold red"), str(error)))
+        raise typer.Exit(1) from None
+
+
+def show(store: Store, written: Race) -> None:
+    """Print the result."""
+    found = results(store, written)
+    console.print()
+    console.print(display.results_table(found))
+    for name, excuse in written.setting["left_out"].items():
+        console.print(f"{name} was left out: {excuse}.", style="dim")
+    console.print("Mean [95 % interval over seeds].", style="dim")
+
+
+def write_report(store: Store, written: Race, out: Path) -> None:
+    """Write the page and say where."""
+    from fallline.bench.report import write_page  # plotly is slow to import, and nothing else needs it
+
+    path = write_page(results(store, written), out / f"{written.task.replace(':', '.')}.html")
+    console.print(f"Report: {path}", soft_wrap=True)

@@ -1,0 +1,154 @@
+"""What a race shows in the terminal: a live table, or plain lines where there is no terminal; and the result."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fallline.bench.race import Lane, Progress
+from fallline.bench.results import Result, Results
+from fallline.bench.stats import Interval
+from fallline.bench.tasks import get_task
+
+PLAIN_EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+
+
+class Display:
+    """Watches a race. `with Display(console) as display: race(..., watch=display)`."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.last_line = float("-inf")
+
+    def __enter__(self) -> "Display":
+        if self.live:
+            self.live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.__exit__(kind, error, trace)
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the progress."""
+        if self.live:
+            self.live.update(Group(lanes_table(progress), self.footer(progress)))
+        elif time.monotonic() - self.last_line > PLAIN_EVERY or progress.done == progress.total:
+            self.last_line = time.monotonic()
+            self.console.print(self.line(progress), soft_wrap=True)
+
+    def left(self, progress: Progress) -> str:
+        """The time left, from the runs so far; those taken from the records do not count."""
+        if progress.done >= progress.total:
+            return clock(0)
+        if progress.ran < 4:
+            return "…"
+        return clock((time.monotonic() - self.started) / progress.ran * (progress.total - progress.done))
+
+    def footer(self, progress: Progress) -> RenderableType:
+        """Overall bar and times."""
+        grid = Table.grid(padding=(0, 1))
+        bar = ProgressBar(total=progress.total, completed=progress.done, width=28)
+        passed = clock(time.monotonic() - self.started)
+        words = f"{progress.done}/{progress.total} runs · {passed} · {self.left(progress)} left · Ctrl-C keeps all"
+        grid.add_row(bar, Text(words, style="dim"))
+        return grid
+
+    def line(self, progress: Progress) -> str:
+        """The progress in a line."""
+        scored = [(lane.trials[lane.best].score or 0.0, lane) for lane in progress.lanes.values() if lane.best is not None]
+        best = min(scored, key=lambda pair: pair[0], default=None)
+        leader = f", best {best[1].contender.label} {number(best[0])}" if best else ""
+        return f"{progress.done}/{progress.total} runs, {self.left(progress)} left{leader}"
+
+
+def lanes_table(progress: Progress) -> Table:
+    """One row for each optimizer."""
+    design = progress.design
+    table = Table(title=f"Racing on {design.task}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("")
+    for heading in ("trials", "lost", score_name(design.task), "seeds"):
+        table.add_column(heading, justify="right")
+    for lane in progress.lanes.values():
+        table.add_row(
+            Text(lane.contender.label, style="bold" if lane.contender.ours else ""),
+            f"{len(lane.trials)}/{design.trials}",
+            lost(lane),
+            number(lane.trials[lane.best].score) if lane.best is not None else "–",
+            f"{len(lane.seeds)}/{design.seeds}",
+        )
+    return table
+
+
+def lost(lane: Lane) -> Text:
+    """How many of the runs diverged or failed."""
+    count = sum(outcome.status != "finished" for outcome in [*lane.trials.values(), *lane.seeds.values()])
+    return Text(str(count), style="yellow") if count else Text("0", style="dim")
+
+
+def score_name(task: str) -> str:
+    """What the search minimises, in a heading."""
+    return "best validation loss" if get_task(task).held_out else "best mean loss"
+
+
+def results_table(results: Results) -> Table:
+    """The result of a race, in 80 columns."""
+    design = results.race.design
+    accuracy = any(entry.measure("accuracy") for entry in results.entries)
+    loss_name = "test loss" if get_task(results.race.task).held_out else "mean loss"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column(loss_name)
+    if accuracy:
+        table.add_column("accuracy", justify="right")
+    table.add_column("lost trials", justify="right")
+    table.add_column(f"loss against {results.baseline.label}" if results.baseline else "")
+    for entry in results.entries:
+        share = entry.measure("accuracy")
+        row = [Text(entry.label, style="bold" if entry.ours else ""), seeds_cell(entry, design["seeds"])]
+        row += [Text(f"{100 * share.mean:.1f} %" if share else "–")] if accuracy else []
+        row += [Text(f"{entry.lost_trials}/{design['trials']}"), Text(spread(entry.against_baseline, signed=True))]
+        table.add_row(*row)
+    return table
+
+
+def seeds_cell(entry: Result, seeds: int) -> Text:
+    """Loss and interval; seeds that were lost are named beside it."""
+    loss = entry.measure("loss")
+    if loss is None:
+        return Text("every trial lost" if entry.chosen is None else "no seed finished", style="yellow")
+    text = Text(spread(loss))
+    return text.append(f" {entry.lost_seeds}/{seeds} lost", style="yellow") if entry.lost_seeds else text
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Three significant digits, the trailing zeros too: a column of them can be compared."""
+    if value is None:
+        return "–"
+    text = f"{value:{'+' if signed else ''}#.3g}".rstrip(".")
+    return text.replace("-", "−", 1) if text.startswith("-") else text
+
+
+def spread(value: Interval | None, *, signed: bool = False) -> str:
+    """`mean [low, high]`."""
+    if value is None:
+        return "–"
+    mean = number(value.mean, signed=signed)
+    if value.low is None or value.high is None:
+        return mean
+    return f"{mean} [{number(value.low, signed=signed)}, {number(value.high, signed=signed)}]"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, `2:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
