@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
 from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 
@@ -71,14 +72,14 @@ class LossAware(Optimizer):
         super().zero_grad(set_to_none)
         self._tapped = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     @torch.no_grad()
     def _tap(self, value: Tensor, g: Tensor) -> None:
         value, g = (t.to(dtype=_precision(t.device)) for t in (value, g))
         sums = torch.stack([g.sum(), (g * value).sum(), (g * value.square()).sum()])
         self._tapped = sums if self._tapped is None else self._tapped + sums
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_disable_dynamo
     def _moments(self, like: Tensor, loss: Any, loss_var: Any = None) -> tuple[Tensor, Tensor] | None:
         """Mean of the loss and of its square over the batch, and over the ranks: 0-D tensors like ``like``, or None."""
         tapped, self._tapped = self._tapped, None
@@ -90,17 +91,24 @@ class LossAware(Optimizer):
         elif loss is None:
             return None
         else:
-            losses = torch.as_tensor(loss).detach().to(like)
+            losses = _like(loss, like)
             if not losses.numel():
                 raise ValueError("the loss is empty: a scalar or one loss per example is needed")
             mean, mean_square = losses.mean(), losses.square().mean()
         if loss_var is not None and tapped is None:
-            mean_square = torch.as_tensor(loss_var).detach().to(like)
+            mean_square = _like(loss_var, like)
         mean, mean_square = mean_over_ranks(torch.stack([mean, mean_square])).unbind()
         return mean, mean_square
 
     def _no_gradients(self) -> bool:
         return all(p.grad is None for group in self.param_groups for p in group["params"])
+
+
+def _like(value: Any, like: Tensor) -> Tensor:
+    """A number or tensor in the precision and on the device of ``like``."""
+    if isinstance(value, int | float):
+        return torch.full_like(like, value)  # a copy from the host would wait for the device
+    return torch.as_tensor(value).detach().to(like)
 
 
 def all_zero(groups: list[SimpleNamespace]) -> bool:

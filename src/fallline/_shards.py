@@ -1,17 +1,22 @@
 """Tensors that lie in pieces on several ranks: local pieces, sums over the pieces, means over the ranks."""
 
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def local(t: Tensor) -> Tensor:
     """What this rank holds of ``t``, as a real tensor that shares its memory."""
-    if isinstance(t, DTensor):
-        t = t.to_local()
+    shard = _sharded(t)
+    if shard is not None:
+        t = shard.to_local()
     return torch.view_as_real(t) if t.is_complex() else t
 
 
@@ -24,10 +29,11 @@ def sum_over_shards(rows: Tensor, params: Sequence[Tensor]) -> Tensor:
     """Complete sums taken over local pieces: ``rows`` is [tensors, sums], ``params`` the tensors they belong to."""
     sharded: dict[dist.ProcessGroup, list[int]] = {}
     for i, p in enumerate(params):
-        if isinstance(p, DTensor):
-            for dim, placement in enumerate(p.placements):
+        shard = _sharded(p)
+        if shard is not None:
+            for dim, placement in enumerate(shard.placements):
                 if placement.is_shard():
-                    sharded.setdefault(p.device_mesh.get_group(dim), []).append(i)
+                    sharded.setdefault(shard.device_mesh.get_group(dim), []).append(i)
     for group, index in sharded.items():
         part = rows[index]
         dist.all_reduce(part, group=group)
@@ -41,3 +47,9 @@ def mean_over_ranks(t: Tensor) -> Tensor:
         dist.all_reduce(t)
         t = t / dist.get_world_size()
     return t
+
+
+def _sharded(t: Tensor) -> "DTensor | None":
+    # Importing DTensor costs as much time as torch itself; where nobody has imported it there are none.
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return t if module is not None and isinstance(t, module.DTensor) else None

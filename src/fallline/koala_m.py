@@ -219,7 +219,7 @@ class MomentumKOALA(KOALA):
             lists = [group.grads, group.velocity, group.c * shared.p11, group.c * shared.p12]
             scalars = dict(weight_decay=group.weight_decay or None, a=decay, move=move, ok=ok)
             if adaptive:
-                lists += [group.average, AVERAGING * group.treated]
+                lists += [group.average, AVERAGING * group.treated.to(t.dtype)]
                 squared_distances += self._sums(correct_and_drift_, group, *lists, **scalars)
             else:
                 self._each(correct_and_drift_, group, *lists, **scalars)

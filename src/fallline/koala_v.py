@@ -107,7 +107,7 @@ class VanillaKOALA(KOALA):
 
     def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
         q = self.param_groups[0]["q"]
-        shared.covariance.add_(q if ok is None else ok * q)
+        shared.covariance.add_(q if ok is None else q * ok.to(shared.covariance.dtype))
 
     def _correct(self, groups: list[Any], shared: Any, t: Tensor, m: Tensor, ok: Tensor | None, stepping: bool) -> None:
         P = shared.covariance
