@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
+from torch._compile import _disable_dynamo
 from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
 
 from ._foreach import HALF, Kernel, run, squared_norm
 from ._shards import local, sum_over_shards
@@ -83,6 +84,7 @@ class Optimizer(torch.optim.Optimizer):
         count: Tensor = self.param_groups[0]["skipped"]
         return count
 
+    @_disable_dynamo  # torch.compile(optimizer.step) would lose what is written to a group's tensors: see fused=True
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Perform one step.

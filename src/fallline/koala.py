@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from ._foreach import squared_norm
 from ._loss import FOUR_WAYS, LossAware, all_zero
@@ -54,6 +55,7 @@ class KOALA(LossAware):
 
     # -- the two stages ---------------------------------------------------------------------------------------
 
+    @_disable_dynamo
     @torch.no_grad()
     def predict(self) -> None:
         """First stage: move to where the dynamics expect the weights, and widen the covariance by the process noise.
@@ -66,6 +68,7 @@ class KOALA(LossAware):
             self._predict(self._shared())
         self._enter("predicted")
 
+    @_disable_dynamo
     @torch.no_grad()
     def update(self, loss: Any = None, loss_var: Any = None) -> None:
         """Second stage: correct by the measured loss, with the gradients that its backward pass left.

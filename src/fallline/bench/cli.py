@@ -11,7 +11,9 @@ def main() -> None:
     """Run the command line, or say in one sentence what is missing."""
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        sys.exit(f'The command fallline needs its extra, pip install "fallline[bench]" (missing: {", ".join(missing)}).')
+        sys.exit(
+            f'The command fallline needs its extra, pip install "fallline[bench]" (missing: {", ".join(missing)}).'
+        )
     from fallline.bench.commands import app
 
     app(prog_name="fallline")

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +37,7 @@ DATABASE = "fallline.sqlite"
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")]
 
 
-class Size(str, Enum):
+class Size(StrEnum):
     """How many trials each optimizer gets."""
 
     S = "S"
@@ -60,12 +60,18 @@ def root(
 
 @app.command(no_args_is_help=False)
 def race(
-    task: Annotated[str, typer.Argument(metavar="[TASK]", help="What to race on: see [b]fallline list[/b].")] = "digits",
+    task: Annotated[
+        str, typer.Argument(metavar="[TASK]", help="What to race on: see [b]fallline list[/b].")
+    ] = "digits",
     optimizers: Annotated[
         str,
-        typer.Option(metavar="A,B,C", help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class."),
+        typer.Option(
+            metavar="A,B,C", help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class."
+        ),
     ] = ",".join(CONTENDERS),
-    size: Annotated[Size, typer.Option(help="Trials for each optimizer: S 20, M 50, L 75.", case_sensitive=False)] = Size.S,
+    size: Annotated[
+        Size, typer.Option(help="Trials for each optimizer: S 20, M 50, L 75.", case_sensitive=False)
+    ] = Size.S,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials for each optimizer, instead of --size.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds on which the chosen settings are confirmed.")] = 10,
     jobs: Annotated[
@@ -90,7 +96,7 @@ def race(
     design = Design(task, parse_task_and_names(task, optimizers), trials or TRIALS[size], seeds, seed)
     workers = jobs or available_cores()
     about = {"command": command_line(design), "environment": environment(workers)}
-    with readable_errors(), opened(out) as store:
+    with readable_errors(), Store(out / DATABASE) as store:
         console.print(Text(get_task(task).summary, style="dim"))
         with display.Display(console) as watch, local_pool(workers) as pool:
             written = run_race(design, store, pool, ahead=2 * workers, about=about, watch=watch)
@@ -119,7 +125,7 @@ def report(
     """
     if not (out / DATABASE).exists():
         raise typer.BadParameter(f"there are no records in {out}; fallline race makes some.", param_hint="--out")
-    with readable_errors(), opened(out) as store:
+    with readable_errors(), Store(out / DATABASE) as store:
         found = store.last_race(task)
         if found is None:
             raise RaceError(f"there is no race{f' on {task}' if task else ''} in {out}; fallline race makes one.")
@@ -153,7 +159,9 @@ def list_() -> None:
 
 def parse_task_and_names(task: str, optimizers: str) -> tuple[str, ...]:
     """The optimizers' names, checked along with the task's."""
-    sys.path.append(os.getcwd())  # a command's path starts at its script: let module:Class be found from here, as python -m does
+    sys.path.append(
+        os.getcwd()
+    )  # a command's path starts at its script: let module:Class be found from here, as python -m does
     names = [name.strip() for name in optimizers.split(",") if name.strip()]
     names = [name if ":" in name else name.lower() for name in names]
     try:
@@ -184,13 +192,6 @@ def available_cores() -> int:
 
 
 @contextmanager
-def opened(out: Path) -> Iterator[Store]:
-    """The records in a folder."""
-    with Store(out / DATABASE) as store:
-        yield store
-
-
-@contextmanager
 def readable_errors() -> Iterator[None]:
     """What can go wrong, as a sentence and an exit code."""
     try:
@@ -210,7 +211,7 @@ def show(store: Store, written: Race) -> None:
     console.print(display.results_table(found))
     for name, excuse in written.setting["left_out"].items():
         console.print(f"{name} was left out: {excuse}.", style="dim")
-    console.print("Mean [95 % interval over seeds].", style="dim")
+    console.print("Mean [95 % interval over seeds]. Lost: trials that diverged or failed.", style="dim")
 
 
 def write_report(store: Store, written: Race, out: Path) -> None:

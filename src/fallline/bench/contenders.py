@@ -43,32 +43,33 @@ class Team:
 
 
 AnyOptimizer = torch.optim.Optimizer | Team
-Make = Callable[[Iterable[nn.Parameter], Mapping[str, Any], int], AnyOptimizer]
-"""(parameters, settings, steps of the run) -> optimizer."""
+Make = Callable[[Iterable[nn.Parameter], Mapping[str, Any], int | None], AnyOptimizer]
+"""(parameters, settings, horizon) -> optimizer. The horizon is the number of steps over which a method that brings its
+own schedule runs it down, None on a task where nothing is to run down."""
 
 
 def plain(name: str) -> Make:
     """What `fallline.create_optimizer` knows under this name, the settings handed on as they are."""
 
-    def make(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+    def make(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
         return fallline.create_optimizer(name, parameters, **settings)
 
     return make
 
 
-def coolmomentum(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+def coolmomentum(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """Cooling over the whole run."""
-    return fallline.create_optimizer("coolmomentum", parameters, cool_steps=steps, **settings)
+    return fallline.create_optimizer("coolmomentum", parameters, cool_steps=horizon, **settings)
 
 
-def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """The two betas are one argument in torch."""
     settings = dict(settings)
     betas = settings.pop("beta1"), settings.pop("beta2")
     return torch.optim.AdamW(parameters, betas=betas, **settings)
 
 
-def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], steps: int) -> AnyOptimizer:
+def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """Muon orthogonalises matrices; AdamW takes the rest."""
     parameters, settings = list(parameters), dict(settings)
     adamw_lr = settings.pop("adamw_lr")
@@ -109,8 +110,8 @@ class Contender:
         resolved = {name: changes.get(name, dimension) for name, dimension in self.space.items()}
         space = {name: value for name, value in resolved.items() if isinstance(value, Range | Choice)}
         fixed = {name: value for name, value in resolved.items() if not isinstance(value, Range | Choice)}
-        schedule = "constant" if task.schedule == "constant" else self.schedule
-        return replace(self, space=space, fixed={**self.fixed, **fixed}, schedule=schedule)
+        here = replace(self, space=space, fixed={**self.fixed, **fixed})
+        return here if task.schedule == "cosine" else replace(here, schedule="constant", schedule_note="")
 
     def describe(self) -> dict[str, Any]:
         """What a report says of it, ready for JSON."""
@@ -210,4 +211,6 @@ def get_contender(name: str) -> Contender:
         label = next((spelled for spelled in vars(torch.optim) if spelled.lower() == name), name)
     else:
         raise unknown("optimizer", name, [*CONTENDERS, *known, "package.module:Class"])
-    return Contender(name, label, plain(name), {"lr": ANY_LR}, source="no entry of its own: lr alone, over a wide range")
+    return Contender(
+        name, label, plain(name), {"lr": ANY_LR}, source="no entry of its own: lr alone, over a wide range"
+    )

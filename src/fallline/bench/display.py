@@ -65,7 +65,9 @@ class Display:
 
     def line(self, progress: Progress) -> str:
         """The progress in a line."""
-        scored = [(lane.trials[lane.best].score or 0.0, lane) for lane in progress.lanes.values() if lane.best is not None]
+        scored = [
+            (lane.trials[lane.best].score or 0.0, lane) for lane in progress.lanes.values() if lane.best is not None
+        ]
         best = min(scored, key=lambda pair: pair[0], default=None)
         leader = f", best {best[1].contender.label} {number(best[0])}" if best else ""
         return f"{progress.done}/{progress.total} runs, {self.left(progress)} left{leader}"
@@ -110,13 +112,13 @@ def results_table(results: Results) -> Table:
     table.add_column(loss_name)
     if accuracy:
         table.add_column("accuracy", justify="right")
-    table.add_column("lost trials", justify="right")
-    table.add_column(f"loss against {results.baseline.label}" if results.baseline else "")
+    table.add_column("lost", justify="right")
+    table.add_column(f"minus {results.baseline.label}'s" if results.baseline else "")
     for entry in results.entries:
         share = entry.measure("accuracy")
         row = [Text(entry.label, style="bold" if entry.ours else ""), seeds_cell(entry, design["seeds"])]
         row += [Text(f"{100 * share.mean:.1f} %" if share else "–")] if accuracy else []
-        row += [Text(f"{entry.lost_trials}/{design['trials']}"), Text(spread(entry.against_baseline, signed=True))]
+        row += [Text(f"{entry.lost_trials}/{design['trials']}"), difference_cell(entry.against_baseline)]
         table.add_row(*row)
     return table
 
@@ -128,6 +130,13 @@ def seeds_cell(entry: Result, seeds: int) -> Text:
         return Text("every trial lost" if entry.chosen is None else "no seed finished", style="yellow")
     text = Text(spread(loss))
     return text.append(f" {entry.lost_seeds}/{seeds} lost", style="yellow") if entry.lost_seeds else text
+
+
+def difference_cell(value: Interval | None) -> Text:
+    """A signed difference; the bounds take a sign only where it is a minus: 80 columns are few."""
+    if value is None or value.low is None or value.high is None:
+        return Text(number(value.mean, signed=True) if value else "–")
+    return Text(f"{number(value.mean, signed=True)} [{number(value.low)}, {number(value.high)}]")
 
 
 def number(value: float | None, *, signed: bool = False) -> str:

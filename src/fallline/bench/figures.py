@@ -1,13 +1,13 @@
 """The figures of a report, as Plotly's JSON: data and layout, drawn by the page or by kaleido.
 
-Colours are written as tokens, `@koala-v` or, translucent, `@koala-v/20`; the page puts in those of its light or its dark
-face, a picture those that both can bear.
+Colours are written as tokens, `@koala-v` or, translucent, `@koala-v/20`; the page puts in those of its light or its
+dark face, a picture those that both can bear.
 """
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,8 @@ INK = {
     "paper": ("#ffffff", "#191c20", "#ffffff00"),
 }
 LIGHT, DARK, EITHER = 0, 1, 2
-DASHES = ("dash", "dot", "dashdot", "longdash")
+DASHES = {"sgd": "dashdot", "adamw": "dash", "muon": "dot"}
+"""How the lines of those that are not ours are broken; "longdash" for all others."""
 
 
 def palette(results: Results, face: int) -> dict[str, str]:
@@ -96,9 +97,10 @@ def curves(results: Results, measure: str) -> Figure:
                 "y": _short(mean),
                 "name": entry.label,
                 "mode": "lines",
-                "line": line(results, entry),
+                "line": line(entry),
                 "customdata": [f"{number(a)}, {number(b)}" for a, b in zip(low, high, strict=True)],
-                "hovertemplate": f"<b>{_safe(entry.label)}</b><br>step %{{x}}: %{{y:.3g}} [%{{customdata}}]<extra></extra>",
+                "hovertemplate": f"<b>{_safe(entry.label)}</b><br>step %{{x}}: %{{y:.3g}} [%{{customdata}}]"
+                "<extra></extra>",
                 "meta": entry.name,
             }
         )
@@ -247,10 +249,9 @@ def picture(results: Results) -> Figure:
     return coloured(figure, palette(results, EITHER))
 
 
-def line(results: Results, entry: Result) -> Figure:
-    """Ours are whole lines, the others broken, each in its own way."""
-    others = [other.name for other in sorted(results.entries, key=lambda e: e.name) if not other.ours]
-    dash = "solid" if entry.ours else DASHES[others.index(entry.name) % len(DASHES)]
+def line(entry: Result) -> Figure:
+    """Ours are whole lines, the others broken."""
+    dash = "solid" if entry.ours else DASHES.get(entry.name, "longdash")
     return {"color": f"@{entry.name}", "width": 2.5 if entry.ours else 2, "dash": dash}
 
 
@@ -262,14 +263,15 @@ def loss_name(results: Results) -> str:
 def describe(settings: dict[str, Setting]) -> str:
     """Settings in a line, the learning rate first."""
     order = sorted(settings, key=lambda name: (name != "lr", name))
-    return ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name in order for value in [settings[name]])
+    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    return ", ".join(f"{name} {values[name]}" for name in order)
 
 
 def _rate(settings: dict[str, Setting]) -> float:
     return float(settings["lr"])
 
 
-def _short(values: Sequence[float]) -> list[float]:
+def _short(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
@@ -313,7 +315,12 @@ def _axis(low: float, high: float, *, ratio_for_log: float = 3, ticks: int = 7) 
             break
     else:
         values = values[:: math.ceil(len(values) / ticks)]
-    return {"type": "log", "range": [start - air, end + air], "tickvals": values, "ticktext": [f"{v:g}" for v in values]}
+    return {
+        "type": "log",
+        "range": [start - air, end + air],
+        "tickvals": values,
+        "ticktext": [f"{v:g}" for v in values],
+    }
 
 
 def _draw_floor(results: Results, layout: Figure, *, along: str) -> None:
@@ -328,6 +335,10 @@ def _draw_floor(results: Results, layout: Figure, *, along: str) -> None:
     at = math.log10(task.floor) if layout[f"{across}axis"].get("type") == "log" else task.floor
     corner = {"x": 0.99, "y": at, "xanchor": "right", "yanchor": "bottom"}
     if along == "y":
-        corner = {"x": at, "y": 0.01, "xanchor": "left", "yanchor": "bottom"}
-    text = {"text": f"{task.floor_name}: {number(task.floor)}", "showarrow": False, "font": {"size": 12, "color": "@muted"}}
+        corner = {"x": at, "y": 0.01, "xanchor": "left", "yanchor": "bottom", "xshift": 5}
+    text = {
+        "text": f"{task.floor_name}: {number(task.floor)}",
+        "showarrow": False,
+        "font": {"size": 12, "color": "@muted"},
+    }
     layout["annotations"] = [{**corner, **refs, **text}]

@@ -171,7 +171,7 @@ def line_up(design: Design) -> Progress:
             for point in trials(contender.space, design.trials, derive(design.seed, "search", name))
         ]
         try:
-            optimizer = contender.make(model.parameters(), plan[0], task.steps)
+            optimizer = contender.make(model.parameters(), plan[0], task.horizon)
             losses = task.losses(model, next(task.batches(generator(0, "rehearsal"))))
             losses.mean().backward()
             step_with(optimizer, losses.detach())
@@ -192,7 +192,9 @@ def write_down(design: Design, store: Store, progress: Progress, about: dict[str
         "contenders": {name: lane.contender.describe() for name, lane in lanes.items()},
     }
     asked = dataclasses.asdict(design)
-    written = Race(race_id(asked, {name: lane.code for name, lane in lanes.items()}), design.task, asked, setting, now())
+    written = Race(
+        race_id(asked, {name: lane.code for name, lane in lanes.items()}), design.task, asked, setting, now()
+    )
     store.open_race(written)
     return written
 

@@ -1,8 +1,8 @@
 """The records: a SQLite file of runs, each under a key that says what it is, and of the races that they belong to.
 
 A run's key is the hash of all that determines its numbers: settings, seed, horizon, the source of the task, of the loop
-and of the optimizer, torch's version. A run that is there need not be run again, whichever race asks for it. One process
-writes, the coordinator of the race; any number may read.
+and of the optimizer, torch's version. A run that is there need not be run again, whichever race asks for it. One
+process writes, the coordinator of the race; any number may read.
 """
 
 import dataclasses
@@ -130,8 +130,8 @@ class Store:
     def runs(self, race_id: str) -> Iterator[tuple[Entry, Run, Outcome]]:
         """The runs of a race, in order."""
         rows = self._db.execute(
-            "SELECT entries.optimizer, stage, number, task, settings, seed, outcome FROM entries JOIN runs ON run = key "
-            "WHERE race = ? ORDER BY entries.optimizer, stage DESC, number",
+            "SELECT entries.optimizer, stage, number, task, settings, seed, outcome "
+            "FROM entries JOIN runs ON run = key WHERE race = ? ORDER BY entries.optimizer, stage DESC, number",
             (race_id,),
         )
         for optimizer, stage, number, task, settings, seed, outcome in rows:

@@ -26,7 +26,10 @@ def write_page(results: Results, path: Path) -> Path:
 def page(results: Results) -> str:
     """The report as HTML: text, styles, data, and Plotly itself."""
     templates = Environment(
-        loader=PackageLoader("fallline.bench"), autoescape=select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("fallline.bench"),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     templates.globals |= {"number": number, "spread": spread, "describe": figures.describe}
     task = get_task(results.race.task)
@@ -41,7 +44,7 @@ def page(results: Results) -> str:
         has_accuracy=any(entry.measure("accuracy") for entry in results.entries),
         has_curves="train loss" in drawn,
         tuned=[entry for entry in results.entries if f"lr {entry.name}" in drawn],
-        dashes={entry.name: figures.line(results, entry)["dash"] for entry in results.entries},
+        dashes={entry.name: figures.line(entry)["dash"] for entry in results.entries},
         lost=losses(results),
         light=figures.palette(results, figures.LIGHT),
         dark=figures.palette(results, figures.DARK),

@@ -59,7 +59,7 @@ class Result:
         return {number: outcome for number, outcome in self.seeds.items() if outcome.status == "finished"}
 
     def measure(self, name: str) -> Interval | None:
-        """The interval of a final measure over the seeds that finished; None if there are none or it is not measured."""
+        """The interval of a final measure over the seeds that finished; None where there is nothing to measure."""
         return interval([outcome.result[name] for outcome in self.finished.values() if name in outcome.result])
 
     @property
@@ -86,8 +86,9 @@ class Results:
     def missing(self) -> int:
         """Runs that the race still lacks."""
         design = self.race.design
-        wanted = sum(
-            design["trials"] + (0 if len(entry.trials) == design["trials"] and entry.chosen is None else design["seeds"])
+        wanted: int = sum(
+            design["trials"]
+            + (0 if len(entry.trials) == design["trials"] and entry.chosen is None else design["seeds"])
             for entry in self.entries
         )
         return wanted - sum(len(entry.trials) + len(entry.seeds) for entry in self.entries)

@@ -65,7 +65,10 @@ def trials(space: Space, count: int, seed: int) -> list[dict[str, Setting]]:
     if not space:
         return [{} for _ in range(count)]
     points = qmc.Sobol(len(space), scramble=True, rng=seed).random_base2(max(count - 1, 1).bit_length())[:count]
-    return [{name: dimension.at(float(u)) for (name, dimension), u in zip(space.items(), point, strict=True)} for point in points]
+    return [
+        {name: dimension.at(float(u)) for (name, dimension), u in zip(space.items(), point, strict=True)}
+        for point in points
+    ]
 
 
 def _three_digits(value: float) -> float:

@@ -52,7 +52,7 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def band(curves: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and 95 % percentile interval at every point of some curves, shape (seeds, points), resampling whole curves."""
+    """Mean and 95 % percentile interval at every point, resampling whole curves, shape (seeds, points)."""
     picks = np.random.default_rng(0).integers(len(curves), size=(2000, len(curves)))
     means = curves[picks].mean(axis=1)
     tail = 100 * (1 - CONFIDENCE) / 2

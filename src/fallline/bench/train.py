@@ -75,7 +75,7 @@ def train(run: Run) -> Outcome:
     seed_torch(run.seed, "init")
     model = task.model()
     seed_torch(run.seed, "noise")
-    optimizer = contender.make(model.parameters(), run.settings, steps)
+    optimizer = contender.make(model.parameters(), run.settings, task.horizon)
     base_lrs = [group["lr"] for group in optimizer.param_groups]
 
     # Loop
@@ -116,7 +116,7 @@ def train(run: Run) -> Outcome:
 
 
 def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What multiplies the learning rate at `step` = 1 ... `steps`: linear warm-up, then a cosine that ends just over 0."""
+    """What multiplies the learning rate at `step` = 1 ... `steps`: linear warm-up, then a cosine to just over 0."""
     if schedule == "constant":
         return 1.0
     warm_up = max(1, round(WARM_UP * steps))

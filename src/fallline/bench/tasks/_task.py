@@ -30,7 +30,8 @@ class Task(ABC):
     """How often, evenly over the horizon, a run is measured."""
 
     schedule: ClassVar[Schedule] = "cosine"
-    """`cosine`: a short warm-up and a cosine to zero, but for methods that bring their own. `constant`: nobody has any."""
+    """`cosine`: a short warm-up and a cosine to zero, but for methods that bring their own. `constant`: nothing is run
+    down, neither learning rates nor what a method cools by itself."""
 
     held_out: ClassVar[bool] = True
     """With held-out data the score is the last validation loss, and the result the test loss. Without, both are the
@@ -40,6 +41,11 @@ class Task(ABC):
     """The lowest loss in reach, where it is known."""
 
     floor_name: ClassVar[str] = ""
+
+    @property
+    def horizon(self) -> int | None:
+        """The steps over which to run down what is run down; None for nothing."""
+        return self.steps if self.schedule == "cosine" else None
 
     @property
     def spaces(self) -> Mapping[str, Mapping[str, Range | Choice | Setting]]:

@@ -18,7 +18,7 @@ EIGENVALUES = torch.logspace(-3, 0, DIMENSION, dtype=torch.float64)
 
 
 class Landscape(nn.Module):
-    """The point `x`, started at the origin, and the Hessian: a random basis, eigenvalues evenly over their logarithm."""
+    """The point `x`, at first the origin, and the Hessian: a random basis, eigenvalues even over their logarithm."""
 
     hessian: Tensor
 
@@ -54,10 +54,11 @@ class Bowl(Task):
 
     @property
     def spaces(self) -> Mapping[str, Mapping[str, Range | Choice | Setting]]:
-        """Weights pulled to the origin lose a target that wanders off, and steps must be of the order of one."""
+        """Weights pulled to the origin lose a target that wanders off; steps must be of the order of the target's."""
         return {
-            "koala-v": {"weight_decay": 0.0},
-            "koala-m": {"weight_decay": 0.0},
+            "koala-v": {"lr": Range(0.1, 10.0), "q": Range(1e-2, 100.0), "weight_decay": 0.0},
+            "koala-m": {"lr": Range(0.1, 10.0), "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
+            "coolmomentum": {"schedule": "exponential"},  # never comes into play: nothing cools here
             "sgd": {"weight_decay": 0.0},
             "adamw": {"lr": Range(1e-2, 10.0), "beta1": Range(0.02, 1.0, "one minus log"), "weight_decay": 0.0},
         }
