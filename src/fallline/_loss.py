@@ -34,15 +34,18 @@ class LossAware(Optimizer):
 
     _tapped: Tensor | None = None  # sums of g, g l and g l^2 since the last step; [3]
     _scaler: torch.amp.GradScaler | None = None
+    _last: "weakref.ref[Tensor] | None" = None  # the loss observed last: a model and its criterion may both be attached
 
     def observe(self, loss: Tensor) -> Tensor:
         """Watch a loss that ``backward`` will be called on, and return it.
 
         Args:
             loss: a scalar, or one loss per example (any shape) whose mean or sum ``backward`` is called on; only the
-                latter tells the optimizer how losses vary within a batch. Call it for each micro-batch.
+                latter tells the optimizer how losses vary within a batch. Call it for each micro-batch. A loss and a
+                mean of it, both observed, would count twice.
         """
-        if loss.requires_grad:
+        if loss.requires_grad and (self._last is None or self._last() is not loss):
+            self._last = weakref.ref(loss)
             if self._tapped is not None and self._no_gradients():
                 self._tapped = None  # left over from a step that never came, such as one that GradScaler skipped
             value = loss.detach()

@@ -175,14 +175,14 @@ class Optimizer(torch.optim.Optimizer):
             if p not in self.state:
                 self.state[p] = self._init_state(p)
         views = []
-        for group, ps in zip(self.param_groups, chosen, strict=True):
+        for i, (group, ps) in enumerate(zip(self.param_groups, chosen, strict=True)):
             if ps:
                 if group["skipped"].device != ps[0].device:  # the model was moved after the optimizer was made
                     self._move(ps[0].device)
                 grads = [local(p.grad) for p in ps if p.grad is not None]
                 state = {name: [local(self.state[p][name]) for p in ps] for name in self.state[ps[0]]}
                 view = SimpleNamespace(**{**group, **state})
-                view.owners, view.params = ps, [local(p) for p in ps]
+                view.index, view.owners, view.params = i, ps, [local(p) for p in ps]
                 view.grads = [-g for g in grads] if group["maximize"] else grads
                 views.append(view)
         return views

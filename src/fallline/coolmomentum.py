@@ -27,13 +27,13 @@ def cool_(
     move: Tensor | None,
     ok: Tensor | None,
 ) -> None:
-    d.mul_(rho)  #                                            d <- rho d - a (g + wd p)
-    d.addcmul_(clean(g, ok), -a)
+    """d <- rho d - a (g + wd p), p <- p + d; ``coupled`` is a wd, ``move`` is 0 where the step is skipped."""
+    d.mul_(rho).addcmul_(clean(g, ok), -a)
     if coupled is not None:
         d.addcmul_(p, -coupled)
     if shrink is not None:
         p.mul_(shrink)
-    if move is None:  #                                       p <- p + d
+    if move is None:
         p.add_(d)
     else:
         p.addcmul_(d, move)
@@ -219,7 +219,7 @@ class CoolMomentum(Optimizer):
 
     @property
     def rescaled_temperature(self) -> Tensor:
-        """Mean square of the latest displacement over the parameters: the temperature times lr. One pass."""
+        """Mean square of the latest displacement over the parameters: the temperature times lr. One pass over them."""
         return self._mean(lambda t: self._sums(_square, t, t.displacement)[0])
 
     @property
@@ -249,8 +249,10 @@ class CoolMomentum(Optimizer):
         groups = self._groups(lambda p: p in self.state and (p.grad is not None or not graded))
         if not groups:
             raise RuntimeError("no gradient is left to read: ask between step() and zero_grad()")
-        mean: Tensor = torch.cat([total(t) for t in groups]).sum() / sum(size(p) for t in groups for p in t.owners)
-        return mean
+        means: Tensor = self.param_groups[0]["step"].new_full((len(self.param_groups),), torch.nan)
+        for t in groups:
+            means[t.index] = total(t).sum() / sum(size(p) for p in t.owners)
+        return means.squeeze()
 
 
 def _momentum(t: SimpleNamespace) -> Tensor:

@@ -257,5 +257,6 @@ class MomentumKOALA(KOALA):
     def train(self) -> None:
         if self.param_groups[0]["evaluating"]:
             for p, state in self.state.items():
-                p.copy_(state.pop("predicted"))
+                if "predicted" in state:  # parameters that joined meanwhile have not moved
+                    p.copy_(state.pop("predicted"))
             self._share({"evaluating": False}, self.skipped.device)

@@ -1,0 +1,84 @@
+"""Two processes equal one."""
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from problem import (
+    METHODS,
+    Net,
+    assert_equal,
+    scalars,
+)
+
+FORMS = ["loss", "observe", "stages"]
+DDP_STEPS = 5
+
+
+def run_distributed(method: str, form: str, rank: int | None, broken: bool = False) -> dict[str, Any]:
+    """Train in one process on the whole batch (rank None), or under DDP on this rank's half of it."""
+    net = Net()
+    optimizer = METHODS[method](net.parameters(), weight_decay=0.01)
+    model = net if rank is None else nn.parallel.DistributedDataParallel(net)
+    examples = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
+    for t in range(DDP_STEPS):
+        if form == "stages":
+            optimizer.predict()
+        optimizer.zero_grad()
+        losses = model(t, examples)
+        if broken and t == 2 and rank == 1:
+            losses = losses * math.nan
+        if form == "observe":
+            losses = optimizer.observe(losses)
+        losses.mean().backward()
+        if form == "stages":
+            optimizer.update(losses)
+        else:
+            optimizer.step(**({"loss": losses} if form == "loss" else {}))
+    numbers = scalars(optimizer) | {"skipped": int(optimizer.skipped)}
+    return {"parameters": [p.detach() for p in net.blocks], "scalars": numbers}
+
+
+def distributed_worker(rank: int, folder: str) -> None:
+    """One of two processes: every method and form under DDP."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # DDP's own
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = {f"{m} {f}": run_distributed(m, f, rank) for m in METHODS for f in FORMS}
+    results |= {f"{m} broken": run_distributed(m, "loss", rank, broken=True) for m in METHODS}
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Results of the two ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(distributed_worker, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_equal_one(method: str, form: str, two_ranks: list[dict[str, Any]]) -> None:
+    one = run_distributed(method, form, rank=None)
+    first, second = (ranks[f"{method} {form}"] for ranks in two_ranks)
+    assert_equal(first["parameters"], second["parameters"])
+    assert first["scalars"] == second["scalars"]
+    assert first["scalars"] == pytest.approx(one["scalars"], rel=1e-9)
+    for mine, wanted in zip(first["parameters"], one["parameters"], strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_rank_s_nan_skips_the_step_on_both(method: str, two_ranks: list[dict[str, Any]]) -> None:
+    first, second = (ranks[f"{method} broken"] for ranks in two_ranks)
+    assert_equal(first["parameters"], second["parameters"])
+    assert first["scalars"] == second["scalars"]
+    assert first["scalars"]["skipped"] == 1
+    assert all(p.isfinite().all() for p in first["parameters"])
