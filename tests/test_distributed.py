@@ -2,19 +2,20 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
-from problem import (
-    METHODS,
-    Net,
-    assert_equal,
-    scalars,
-)
+import fallline
+from fallline import CoolMomentum, MomentumKOALA, VanillaKOALA
+from problem import METHODS, Net, assert_equal, scalars
 
 FORMS = ["loss", "observe", "stages"]
 DDP_STEPS = 5
@@ -44,6 +45,35 @@ def run_distributed(method: str, form: str, rank: int | None, broken: bool = Fal
     return {"parameters": [p.detach() for p in net.blocks], "scalars": numbers}
 
 
+SHARDED: dict[str, Callable[..., fallline.Optimizer]] = {
+    "V": lambda params: VanillaKOALA(params, weight_decay=0.01),
+    "M": lambda params: MomentumKOALA(params, weight_decay=0.01, average_init="zeros"),
+    "cool": lambda params: CoolMomentum(params, lr=0.05, cool_steps=9, weight_decay=0.01, skip_nonfinite=True),
+}
+
+
+def run_sharded(method: str, rank: int | None, broken: bool = False) -> dict[str, Any]:
+    """The same under FSDP2, parameters in two shards; one has 3 rows, so that the shards are uneven."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    if rank is not None:
+        mesh = init_device_mesh("cpu", (2,))
+        for module in (model[0], model[2], model):
+            fully_shard(module, mesh=mesh)
+    optimizer = SHARDED[method](model.parameters())
+    examples = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
+    for t in range(DDP_STEPS):
+        x = torch.randn(8, 5, generator=torch.Generator().manual_seed(t), dtype=torch.float64)[examples]
+        optimizer.zero_grad()
+        losses = (model(x) - x[:, :3]).square().mean(1)
+        if broken and t == 2 and rank == 1:
+            losses = losses * math.nan
+        losses.mean().backward()
+        optimizer.step(loss=losses.detach())
+    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return {"parameters": [p.detach().clone() for p in whole], "skipped": int(optimizer.skipped)}
+
+
 def distributed_worker(rank: int, folder: str) -> None:
     """One of two processes: every method and form under DDP."""
     torch.set_num_threads(1)
@@ -51,6 +81,8 @@ def distributed_worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = {f"{m} {f}": run_distributed(m, f, rank) for m in METHODS for f in FORMS}
     results |= {f"{m} broken": run_distributed(m, "loss", rank, broken=True) for m in METHODS}
+    results |= {f"{m} sharded": run_sharded(m, rank) for m in SHARDED}
+    results |= {f"{m} sharded broken": run_sharded(m, rank, broken=True) for m in SHARDED}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -82,3 +114,19 @@ def test_one_rank_s_nan_skips_the_step_on_both(method: str, two_ranks: list[dict
     assert first["scalars"] == second["scalars"]
     assert first["scalars"]["skipped"] == 1
     assert all(p.isfinite().all() for p in first["parameters"])
+
+
+@pytest.mark.parametrize("method", SHARDED)
+def test_two_shards_equal_one_process(method: str, two_ranks: list[dict[str, Any]]) -> None:
+    one = run_sharded(method, rank=None)
+    first, second = (ranks[f"{method} sharded"] for ranks in two_ranks)
+    assert_equal(first["parameters"], second["parameters"])
+    for mine, wanted in zip(first["parameters"], one["parameters"], strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", SHARDED)
+def test_one_rank_s_nan_skips_the_step_of_both_shards(method: str, two_ranks: list[dict[str, Any]]) -> None:
+    for rank in two_ranks:
+        assert rank[f"{method} sharded broken"]["skipped"] == 1
+        assert all(p.isfinite().all() for p in rank[f"{method} sharded broken"]["parameters"])

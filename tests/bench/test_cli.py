@@ -1,0 +1,150 @@
+"""The command line: what it says, and how it stops."""
+
+import ast
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import fallline
+from fallline.bench import cli, commands
+from fallline.bench.record import Store
+from fallline.bench.results import results
+
+HERE = Path(__file__).parent
+
+
+def call(*arguments):
+    result = CliRunner().invoke(commands.app, list(arguments), env={"COLUMNS": "80", "NO_COLOR": "1"})
+    return result.exit_code, " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("race", "digit"), "no task 'digit'; did you mean digits?"),
+        (("race", "--optimizers", "sgd,adamv"), "no optimizer 'adamv'; did you mean"),
+        (("race", "--optimizers", ","), "name at least one optimizer"),
+        (("race", "--optimizers", "nowhere_at_all:Class"), "no module named 'nowhere_at_all'"),
+        (("race", "--trials", "0"), "invalid value for '--trials'"),
+        (("race", "--seeds", "-3"), "invalid value for '--seeds'"),
+        (("race", "--jobs", "none"), "invalid value for '--jobs'"),
+        (("race", "--size", "XL"), "'XL' is not one of"),
+        (("race", "--size", "M", "--trials", "5"), "give --size or --trials, not both"),
+        (("report", "--out", "nowhere"), "no records in nowhere; fallline race makes some"),
+        (("rase",), "No such command 'rase'"),
+    ],
+)
+def test_mistakes_are_answered_in_a_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = call(*arguments)
+    assert code in (1, 2)
+    assert message.lower() in output.lower()
+    assert "Traceback" not in output
+
+
+def test_help_has_examples_and_list_has_everything():
+    for command in ("race", "report"):
+        code, output = call(command, "--help")
+        assert code == 0
+        assert f"fallline {command}" in output
+        assert "Examples" in output
+    assert "fallline race" in call("--help")[1]
+    code, output = call("list")
+    assert code == 0
+    for name in ("bowl", "digits", "koala-v", "koala-m", "coolmomentum", "sgd", "adamw", "muon", "radam"):
+        assert name in output
+    assert call("--version") == (0, f"fallline {fallline.__version__}")
+
+
+def test_the_entry_point_imports_the_standard_library_alone_and_names_the_extra(monkeypatch):
+    tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
+    outside = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {alias.name for node in outside if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in outside if isinstance(node, ast.ImportFrom)}
+    assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names
+    monkeypatch.setattr(cli, "NEEDS", ("torch", "a_package_that_nobody_has"))
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert 'pip install "fallline[bench]"' in str(stop.value.code)
+    assert "a_package_that_nobody_has" in str(stop.value.code)
+
+
+def race_command(out, *more):
+    arguments = ["race", "sprint:Marathon", "--optimizers", "sgd,koala-v", "--trials", "30", "--seeds", "2"]
+    return [sys.executable, "-m", "fallline.bench.cli", *arguments, "--jobs", "1", "--out", str(out), *more]
+
+
+def environment():
+    paths = [str(HERE), str(Path(fallline.__file__).parents[1])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "80"}
+
+
+def is_gone(group):
+    """Whether all processes of a group end within ten seconds."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def finished(database):
+    """Runs in the records of a race in another process."""
+    if not database.exists():
+        return 0
+    with sqlite3.connect(database, timeout=30) as db:
+        try:
+            return db.execute("SELECT count(*) FROM runs").fetchone()[0]
+        except sqlite3.OperationalError:  # not yet
+            return 0
+        finally:
+            db.rollback()
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
+    database = tmp_path / commands.DATABASE
+    race = subprocess.Popen(
+        race_command(tmp_path),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that puts us in the background has its children ignore the signal; and Python keeps to that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 100
+    while finished(database) < 5 and race.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(race.pid, signal.SIGINT)  # as a terminal does: to the coordinator and its workers alike
+    output, errors = race.communicate(timeout=60)
+    assert race.returncode == 130, output + errors
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    kept = finished(database)
+    assert 5 <= kept < 64
+    assert is_gone(race.pid)  # no worker is left behind
+
+    again = subprocess.run(
+        race_command(tmp_path), env=environment(), capture_output=True, text=True, timeout=100, check=True
+    )
+    assert "64/64 runs" in again.stdout
+    assert finished(database) == 64
+    page = tmp_path / "sprint.Marathon.html"
+    assert f"Report: {page}" in again.stdout
+    assert page.exists()
+    with Store(database) as store:
+        found = results(store, store.last_race())
+    assert found.missing == 0
+    for entry in found.entries:
+        assert entry.label in again.stdout

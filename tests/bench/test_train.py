@@ -1,0 +1,164 @@
+"""The loop: against one written by hand, its seeds, and what it does with runs that go wrong."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from sprint import Poisoned, Sprint, Spy
+from torch.nn import functional as F
+
+import fallline
+from fallline.bench.contenders import get_contender
+from fallline.bench.seeds import derive, generator
+from fallline.bench.tasks import get_task
+from fallline.bench.tasks.bowl import DIMENSION, Landscape
+from fallline.bench.train import Run, lr_factor, train
+
+SGD = {"lr": 0.3, "momentum": 0.9, "weight_decay": 1e-4}
+KOALA_M = {"lr": 1.0, "qv": 0.1, "weight_decay": 1e-4}
+
+
+@pytest.mark.parametrize(("name", "settings"), [("sgd", SGD), ("koala-m", KOALA_M)])
+def test_the_loop_is_the_loop_one_would_write(name, settings):
+    run = Run("sprint:Sprint", name, settings, seed=7, test=True)
+    outcome = train(run)
+
+    task = Sprint()
+    batches = task.batches(generator(7, "order"))
+    torch.manual_seed(derive(7, "init"))
+    model = task.model()
+    points, labels = task.data(0)
+    optimizer = fallline.create_optimizer(name, model.parameters(), **settings)
+    train_losses = []
+    for step in range(1, 41):
+        for group in optimizer.param_groups:
+            group["lr"] = settings["lr"] * lr_factor("cosine", step, 40)
+        batch = next(batches)
+        losses = F.cross_entropy(model(points[batch]), labels[batch], reduction="none")
+        optimizer.zero_grad()
+        losses.mean().backward()
+        if name == "sgd":
+            optimizer.step()
+        else:
+            optimizer.step(loss=losses.detach())
+        train_losses.append(losses.mean().item())
+    if name == "koala-m":
+        optimizer.eval()  # measured at the filtered point
+
+    with torch.no_grad():
+        assert outcome.score == task.evaluate(model, "validation")["loss"]
+        assert outcome.result == task.evaluate(model, "test")
+    assert outcome.curve["step"] == [0, 10, 20, 30, 40]
+    assert outcome.curve["train loss"][1:] == pytest.approx(
+        [sum(train_losses[i : i + 10]) / 10 for i in range(0, 40, 10)], rel=1e-6
+    )
+    assert (outcome.status, outcome.steps, outcome.gradient_evaluations) == ("finished", 40, 40)
+
+
+def test_a_run_repeats_itself_and_another_seed_does_not():
+    def numbers(seed):
+        outcome = train(Run("sprint:Sprint", "koala-m", KOALA_M, seed, test=True))
+        return outcome.curve, outcome.score, outcome.result
+
+    assert numbers(3) == numbers(3)
+    assert numbers(3)[1] != numbers(4)[1]
+
+
+def test_two_optimizers_with_a_seed_share_weights_and_batches():
+    for log in (Spy.weights, Spy.handed):
+        log.clear()
+    train(Run("sprint:Spy", "sgd", SGD, seed=5))
+    train(Run("sprint:Spy", "koala-m", KOALA_M, seed=5))
+    train(Run("sprint:Spy", "sgd", SGD, seed=6))
+    assert torch.equal(Spy.weights[0], Spy.weights[1])
+    assert not torch.equal(Spy.weights[0], Spy.weights[2])
+    first, second, other = Spy.handed[:40], Spy.handed[40:80], Spy.handed[80:]
+    assert all(map(torch.equal, first, second))
+    assert not any(map(torch.equal, first, other))
+
+
+def test_the_test_set_is_seen_once_and_in_confirmed_runs_only():
+    Spy.splits.clear()
+    tried = train(Run("sprint:Spy", "sgd", SGD, seed=5))
+    assert "test" not in Spy.splits
+    assert tried.result == {}
+    train(Run("sprint:Spy", "sgd", SGD, seed=5, test=True))
+    assert Spy.splits.count("test") == 1
+
+
+def test_a_loss_that_is_not_finite_is_divergence_at_its_step():
+    outcome = train(Run("sprint:Poisoned", "sgd", SGD, seed=0, test=True))
+    assert issubclass(Poisoned, Sprint)
+    assert (outcome.status, outcome.steps) == ("diverged", 13)
+    assert "not finite" in outcome.reason
+    assert outcome.score is None
+    assert outcome.result == {}
+    assert outcome.curve["train loss"][-1] is None  # and not NaN, for which JSON has no word
+    assert outcome.gradient_evaluations == 20  # noticed at the next measurement
+
+
+def test_a_loss_that_runs_away_is_divergence_while_still_a_number():
+    outcome = train(Run("sprint:Sprint", "sgd", {"lr": 1e4, "momentum": 0.99, "weight_decay": 0.0}, seed=0))
+    assert outcome.status == "diverged"
+    assert "1000 times" in outcome.reason
+    assert all(math.isfinite(loss) for loss in outcome.curve["train loss"][1:])
+
+
+def test_the_optimizers_own_bytes_are_counted():
+    parameters = 4 * 8 + 8 + 8 * 3 + 3
+    sgd = train(Run("sprint:Sprint", "sgd", SGD, seed=0))
+    assert sgd.state_bytes == 4 * parameters  # one float32 buffer
+    adamw = train(Run("sprint:Sprint", "adamw", {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.1}, seed=0))
+    assert adamw.state_bytes == 2 * 4 * parameters + 4 * 4  # two, and a counter for each of four tensors
+
+
+def test_the_schedule_rises_falls_and_ends_over_zero():
+    factors = [lr_factor("cosine", step, 200) for step in range(1, 201)]
+    assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
+    assert max(factors) == factors[9] == 1
+    assert all(a > b for a, b in itertools.pairwise(factors[9:]))
+    assert 0 < factors[-1] < 1e-3
+    assert {lr_factor("constant", step, 200) for step in range(1, 201)} == {1.0}
+    assert lr_factor("cosine", 1, 1) == 1
+
+
+def test_the_bowl_scores_the_last_tenth_and_nothing_cools():
+    outcome = train(Run("bowl", "sgd", {"lr": 1.5, "momentum": 0.5, "weight_decay": 0.0}, seed=1, test=True))
+    assert outcome.score == pytest.approx(sum(outcome.curve["train loss"][-4:]) / 4, rel=1e-5)
+    assert outcome.result == {"loss": outcome.score}
+    assert outcome.score == pytest.approx(16.2, abs=1.5)  # the specification's figure for momentum, over 100,000 steps
+    contender = get_contender("coolmomentum").on(get_task("bowl"))
+    optimizer = contender.make([torch.nn.Parameter(torch.zeros(2))], {"rho_0": 0.9}, get_task("bowl").horizon)
+    assert optimizer.param_groups[0]["cool_steps"] is None
+    assert contender.schedule == "constant"
+
+
+def test_a_newton_step_on_the_bowl_reaches_the_floor():
+    task = get_task("bowl")
+    assert task.floor == pytest.approx(7.411847, abs=1e-6)
+    torch.manual_seed(0)
+    landscape = Landscape()
+    spectrum = torch.linalg.eigvalsh(landscape.hessian.double())
+    assert torch.allclose(spectrum, torch.logspace(-3, 0, DIMENSION, dtype=torch.float64), rtol=1e-3)
+    total = 0.0
+    batches = task.batches(generator(0, "order"))
+    with torch.no_grad():
+        for _ in range(2000):
+            minimum = next(batches)
+            total += landscape(minimum).item()
+            landscape.x.copy_(minimum)
+    assert total / 2000 == pytest.approx(task.floor, rel=0.03)
+
+
+def test_digits_are_split_by_class_without_overlap():
+    splits = get_task("digits")._splits
+    assert [len(labels) for _, labels in splits.values()] == [1077, 360, 360]
+    images = torch.cat([images for images, _ in splits.values()])
+    assert len(images.unique(dim=0)) == len(images)  # scikit-learn's images are all different
+    for _, labels in splits.values():
+        shares = labels.bincount(minlength=10) / len(labels)
+        assert (shares - 0.1).abs().max() < 0.01
+    batches = get_task("digits").batches(generator(0, "order"))
+    epoch = torch.cat([next(batches)[0] for _ in range(16)])
+    assert len(epoch.unique(dim=0)) == 16 * 64
