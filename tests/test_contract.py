@@ -235,6 +235,25 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(name: str) -> None:
     assert_same(before, everything(model, opt))
 
 
+def test_parameters_on_two_devices_are_refused_before_anything_moves(name: str) -> None:
+    ps = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, device="meta"))]
+    opt = make(name, ps)
+    for p in ps:
+        p.grad = torch.ones_like(p)
+    with pytest.raises(RuntimeError, match="one device, and finds them on cpu and meta"):
+        opt.step(loss=1.0)
+    assert torch.equal(ps[0].detach(), torch.ones(2))
+
+
+def test_a_loss_in_place_of_the_closure_is_answered(name: str) -> None:
+    model = net()
+    opt = make(name, model.parameters())
+    loss = losses(model, 0).mean()
+    loss.backward()
+    with pytest.raises(TypeError, match=r"step\(loss=loss\)"):
+        opt.step(loss)
+
+
 def test_complex_parameters_are_pairs_of_reals(name: str) -> None:
     torch.manual_seed(0)
     z = nn.Parameter(torch.randn(4, 3, dtype=torch.complex128))

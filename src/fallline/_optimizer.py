@@ -97,10 +97,15 @@ class Optimizer(torch.optim.Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse; nothing has moved.
+            RuntimeError: a gradient is sparse, or parameters are on several devices; nothing has moved.
+            TypeError: ``closure`` is no function, but perhaps the loss.
         """
         value = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(
+                    f"step() takes a closure, not a {type(closure).__name__}; give a loss as step(loss=loss)"
+                )
             with torch.enable_grad():
                 value = closure()
         groups = self._groups(lambda p: p.grad is not None)
@@ -169,7 +174,12 @@ class Optimizer(torch.optim.Optimizer):
     def _groups(self, select: Callable[[Tensor], bool]) -> list[SimpleNamespace]:
         """The selected parameters, group by group, as local real tensors with their gradients and state."""
         chosen = [[p for p in group["params"] if p.numel() and select(p)] for group in self.param_groups]
-        for p in (p for ps in chosen for p in ps):
+        everything = [p for ps in chosen for p in ps]
+        devices = {p.device for p in everything}
+        if len(devices) > 1:
+            found = " and ".join(sorted(map(str, devices)))
+            raise RuntimeError(f"{type(self).__name__} needs all parameters on one device, and finds them on {found}")
+        for p in everything:
             if p.grad is not None and p.grad.layout is not torch.strided:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (layout {p.grad.layout})")
             if p not in self.state:
