@@ -5,6 +5,8 @@ import random
 import pytest
 import torch
 
+collect_ignore_glob = ["*conftest.py"]  # the search for doctests would import two modules of one name
+
 torch.set_num_threads(1)  # the workers of pytest-xdist share the cores, and sums keep their order
 
 

@@ -586,7 +586,7 @@ def test_hooks_are_called(name: str) -> None:
 # -- arguments --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", {cls for cls, _ in TABLE.values()}, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _ in TABLE.values()), ids=lambda cls: cls.__name__)
 def test_bad_arguments_are_named_with_value_and_range(cls: type[fallline.Optimizer]) -> None:
     w = nn.Parameter(torch.zeros(2))
     assert cls._ranges.keys() | cls._choices.keys() <= cls([w]).defaults.keys()

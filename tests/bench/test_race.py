@@ -8,7 +8,8 @@ import torch
 from referee import Inline, Referee
 
 from fallline.bench.contenders import get_contender
-from fallline.bench.race import RaceError, local_pool
+from fallline.bench.pool import local_pool
+from fallline.bench.race import RaceError
 from fallline.bench.record import Store, fingerprint, run_key
 from fallline.bench.results import results
 from fallline.bench.seeds import derive

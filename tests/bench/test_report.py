@@ -160,18 +160,34 @@ def test_a_picture_is_svg_or_png(held, tmp_path):
         report.write_picture(held, tmp_path / "race.gif")
 
 
+def browse(page, profile):
+    """The page after its scripts have run, as text, and what the browser's console said."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom"]
+    flags += [f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--enable-logging=stderr"]
+    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1366,768"]
+    done = subprocess.run(["chromium", *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
 def test_a_browser_draws_every_figure_without_a_complaint(held, tmp_path):
-    page = report.write_page(held, tmp_path / "page.html")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=10000", "--enable-logging=stderr"]
-    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1366,768", "--dump-dom"]
-    done = subprocess.run(["chromium", *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    shown, complaints = browse(report.write_page(held, tmp_path / "page.html"), tmp_path / "profile")
     assert complaints == []
-    plots = re.split(r'data-figure="', done.stdout.split("<script>")[0])[1:]
+    plots = re.split(r'data-figure="', shown.split("<script>")[0])[1:]
     assert len(plots) == 3 + 4
     assert all('class="main-svg"' in plot for plot in plots)
     drawn = {plot.split('"')[0]: plot for plot in plots}
-    assert drawn["validation loss"].count('class="scatterlayer') == 1
     assert drawn["validation loss"].count('class="js-line"') == 6  # three means, three bands
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
+def test_a_chip_hides_its_optimizer_and_console_errors_are_seen(held, tmp_path):
+    page = tmp_path / "page.html"
+    click = "<script>document.querySelector('.chip').click(); console.error('a complaint')</script>"
+    page.write_text(report.page(held).replace("</body>", f"{click}</body>"), encoding="utf-8")
+    shown, complaints = browse(page, tmp_path / "profile")
+    plots = {plot.split('"')[0]: plot for plot in re.split(r'data-figure="', shown.split("<script>")[0])[1:]}
+    assert plots["validation loss"].count('class="js-line"') == 4
+    assert shown.count('aria-pressed="false"') == 1
+    assert len(complaints) == 1
+    assert "a complaint" in complaints[0]
