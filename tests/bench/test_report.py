@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +156,12 @@ def test_a_race_of_one_and_a_race_all_lost(store, referee, tmp_path):
         report.write_picture(lost, tmp_path / "never.svg")
 
 
+def test_a_picture_without_kaleido_says_what_to_install(held, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    with pytest.raises(ValueError, match=r'pip install "fallline\[docs\]"'):
+        report.write_picture(held, tmp_path / "race.svg")
+
+
 def test_a_picture_is_svg_or_png(held, tmp_path):
     with pytest.raises(ValueError, match=r"an \.svg or a \.png"):
         report.write_picture(held, tmp_path / "race.gif")
@@ -188,6 +195,6 @@ def test_a_chip_hides_its_optimizer_and_console_errors_are_seen(held, tmp_path):
     shown, complaints = browse(page, tmp_path / "profile")
     plots = {plot.split('"')[0]: plot for plot in re.split(r'data-figure="', shown.split("<script>")[0])[1:]}
     assert plots["validation loss"].count('class="js-line"') == 4
-    assert shown.count('aria-pressed="false"') == 1
+    assert shown.count('aria-pressed="true"') == 2  # of three
     assert len(complaints) == 1
     assert "a complaint" in complaints[0]

@@ -1,6 +1,7 @@
 """The commands of `fallline`: what each one takes, checks and prints."""
 
 import os
+import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ import fallline
 from fallline.bench import display
 from fallline.bench.contenders import CONTENDERS, get_contender
 from fallline.bench.environment import environment
-from fallline.bench.race import Design, RaceError, local_pool
+from fallline.bench.pool import available_cores, local_pool
+from fallline.bench.race import Design, RaceError
 from fallline.bench.race import race as run_race
 from fallline.bench.record import Race, Store
 from fallline.bench.results import results
@@ -52,10 +54,12 @@ TRIALS = {Size.S: 20, Size.M: 50, Size.L: 75}
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
-    """Optimizers for PyTorch, and a fair race between them."""
+    """Optimizers for PyTorch, and a fair race between them: [b]fallline race[/b] needs no arguments."""
     if version:
         console.print(f"fallline {fallline.__version__}")
         raise typer.Exit
+    if os.getcwd() not in sys.path:  # so that package.module:Class is found from here, as by python -m
+        sys.path.append(os.getcwd())
 
 
 @app.command(no_args_is_help=False)
@@ -70,9 +74,12 @@ def race(
         ),
     ] = ",".join(CONTENDERS),
     size: Annotated[
-        Size, typer.Option(help="Trials for each optimizer: S 20, M 50, L 75.", case_sensitive=False)
-    ] = Size.S,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials for each optimizer, instead of --size.")] = None,
+        Size | None,
+        typer.Option(help="Trials for each optimizer: S 20, M 50, L 75.", case_sensitive=False, show_default="S"),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials for each optimizer, instead of --size.", show_default="20")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds on which the chosen settings are confirmed.")] = 10,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
@@ -93,7 +100,9 @@ def race(
 
     fallline race digits --optimizers koala-m,adamw,radam --size M --jobs 8
     """
-    design = Design(task, parse_task_and_names(task, optimizers), trials or TRIALS[size], seeds, seed)
+    if size and trials:
+        raise typer.BadParameter("give --size or --trials, not both.")
+    design = Design(task, checked_names(task, optimizers), trials or TRIALS[size or Size.S], seeds, seed)
     workers = jobs or available_cores()
     about = {"command": command_line(design), "environment": environment(workers)}
     with readable_errors(), Store(out / DATABASE) as store:
@@ -157,11 +166,8 @@ def list_() -> None:
     console.print(f"\nAnd, tuning lr alone: {', '.join(others)}, or package.module:Class.")
 
 
-def parse_task_and_names(task: str, optimizers: str) -> tuple[str, ...]:
+def checked_names(task: str, optimizers: str) -> tuple[str, ...]:
     """The optimizers' names, checked along with the task's."""
-    sys.path.append(
-        os.getcwd()
-    )  # a command's path starts at its script: let module:Class be found from here, as python -m does
     names = [name.strip() for name in optimizers.split(",") if name.strip()]
     names = [name if ":" in name else name.lower() for name in names]
     try:
@@ -186,11 +192,6 @@ def command_line(design: Design) -> str:
     )
 
 
-def available_cores() -> int:
-    """Cores that this process may use; not all of the machine's, in a container."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """What can go wrong, as a sentence and an exit code."""
@@ -199,7 +200,7 @@ def readable_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         errors.print("\nStopped. What has finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
-    except (RaceError, ValueError, OSError) as error:
+    except (RaceError, ValueError, OSError, sqlite3.Error) as error:
         errors.print(Text.assemble(("Error: ", "bold red"), str(error)))
         raise typer.Exit(1) from None
 

@@ -91,21 +91,25 @@ class Contender:
     """At most four dimensions; positive ones over their logarithm."""
 
     fixed: Mapping[str, Setting] = field(default_factory=dict)
-    """Settings that are not tuned, and are not torch's or our defaults by silence."""
+    """Settings that are not tuned and not left at their defaults."""
 
     schedule: Schedule = "cosine"
     """`constant` for a method that brings its own."""
 
     schedule_note: str = ""
+    """Its own schedule, in words."""
+
     ours: bool = False
+    """Whether it is a method of this library."""
+
     matrices: bool = False
-    """Whether it needs parameters that are matrices."""
+    """Whether it is for matrices, and has nothing to do without any."""
 
     source: str = ""
     """The method's paper, and where the space comes from."""
 
     def on(self, task: Task) -> "Contender":
-        """This contender as it races on a task: the task may change ranges, fix settings and forbid schedules."""
+        """This contender as it races on a task, which may change ranges, fix settings and forbid schedules."""
         changes = task.spaces.get(self.name, {})
         resolved = {name: changes.get(name, dimension) for name, dimension in self.space.items()}
         space = {name: value for name, value in resolved.items() if isinstance(value, Range | Choice)}
@@ -168,7 +172,7 @@ CONTENDERS = {
         Contender(
             "sgd",
             "SGD",
-            plain("SGD"),
+            plain("sgd"),
             {
                 "lr": Range(1e-3, 3.0),
                 "momentum": Range(0.01, 0.5, "one minus log"),

@@ -1,5 +1,6 @@
 """What a race shows in the terminal: a live table, or plain lines where there is no terminal; and the result."""
 
+import math
 import time
 from types import TracebackType
 
@@ -57,7 +58,7 @@ class Display:
     def footer(self, progress: Progress) -> RenderableType:
         """Overall bar and times."""
         grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=progress.total, completed=progress.done, width=28)
+        bar = ProgressBar(total=progress.total, completed=progress.done, width=24)
         passed = clock(time.monotonic() - self.started)
         words = f"{progress.done}/{progress.total} runs · {passed} · {self.left(progress)} left · Ctrl-C keeps all"
         grid.add_row(bar, Text(words, style="dim"))
@@ -113,12 +114,14 @@ def results_table(results: Results) -> Table:
     if accuracy:
         table.add_column("accuracy", justify="right")
     table.add_column("lost", justify="right")
-    table.add_column(f"minus {results.baseline.label}'s" if results.baseline else "")
+    if results.baseline:
+        table.add_column(f"minus {results.baseline.label}'s")
     for entry in results.entries:
         share = entry.measure("accuracy")
         row = [Text(entry.label, style="bold" if entry.ours else ""), seeds_cell(entry, design["seeds"])]
         row += [Text(f"{100 * share.mean:.1f} %" if share else "–")] if accuracy else []
-        row += [Text(f"{entry.lost_trials}/{design['trials']}"), difference_cell(entry.against_baseline)]
+        row += [Text(f"{entry.lost_trials}/{design['trials']}")]
+        row += [Text(spread(entry.against_baseline, results.scale))] if results.baseline else []
         table.add_row(*row)
     return table
 
@@ -132,29 +135,28 @@ def seeds_cell(entry: Result, seeds: int) -> Text:
     return text.append(f" {entry.lost_seeds}/{seeds} lost", style="yellow") if entry.lost_seeds else text
 
 
-def difference_cell(value: Interval | None) -> Text:
-    """A signed difference; the bounds take a sign only where it is a minus: 80 columns are few."""
-    if value is None or value.low is None or value.high is None:
-        return Text(number(value.mean, signed=True) if value else "–")
-    return Text(f"{number(value.mean, signed=True)} [{number(value.low)}, {number(value.high)}]")
-
-
-def number(value: float | None, *, signed: bool = False) -> str:
+def number(value: float | None) -> str:
     """Three significant digits, the trailing zeros too: a column of them can be compared."""
-    if value is None:
-        return "–"
-    text = f"{value:{'+' if signed else ''}#.3g}".rstrip(".")
-    return text.replace("-", "−", 1) if text.startswith("-") else text
+    return "–" if value is None else f"{value:#.3g}".rstrip(".")
 
 
-def spread(value: Interval | None, *, signed: bool = False) -> str:
-    """`mean [low, high]`."""
+def difference(value: float | None, scale: float) -> str:
+    """A signed difference to something of size `scale`, to the last place which `number` prints of that."""
     if value is None:
         return "–"
-    mean = number(value.mean, signed=signed)
-    if value.low is None or value.high is None:
-        return mean
-    return f"{mean} [{number(value.low, signed=signed)}, {number(value.high, signed=signed)}]"
+    if abs(value) > 100 * scale:
+        return number(value)
+    places = max(0, 2 - math.floor(math.log10(scale))) if scale > 0 else 3
+    return f"{value:+.{places}f}".replace("-", "−")
+
+
+def spread(value: Interval | None, scale: float | None = None) -> str:
+    """`mean [low, high]`; with a scale, of a difference."""
+    if value is None:
+        return "–"
+    numbers = (value.mean, value.low, value.high)
+    mean, low, high = [number(one) if scale is None else difference(one, scale) for one in numbers]
+    return mean if value.low is None else f"{mean} [{low}, {high}]"
 
 
 def clock(seconds: float) -> str:

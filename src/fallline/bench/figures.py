@@ -36,8 +36,8 @@ SPARE_COLOURS = (
     ("#9d174d", "#f58ab5", "#c2356f"),
 )
 INK = {
-    "text": ("#1d2127", "#e8eaed", "#6e7781"),
-    "muted": ("#5d6570", "#a2abb6", "#6e7781"),
+    "text": ("#1d2127", "#e8eaed", "#757f8a"),
+    "muted": ("#5d6570", "#a2abb6", "#757f8a"),
     "grid": ("#e6e4df", "#30353c", "#7d859033"),
     "paper": ("#ffffff", "#191c20", "#ffffff00"),
 }
@@ -166,6 +166,7 @@ def final_losses(results: Results) -> Figure:
     layout["yaxis"] |= {
         "categoryorder": "array",
         "categoryarray": [entry.label for entry in reversed(shown)],
+        "range": [-0.6, len(shown) - 0.4],
         "showgrid": False,
         "automargin": True,
         "tickfont": {"size": 13, "color": "@text"},
@@ -189,7 +190,8 @@ def sensitivity(results: Results, entry: Result) -> Figure:
     for trial, (settings, outcome) in entry.trials.items():
         told = f"trial {trial}: {describe(settings)}"
         if outcome.score is None:
-            told += f"<br>{_safe(outcome.status)} at step {outcome.steps}: {_safe(outcome.reason)}"
+            where = f" at step {outcome.steps}" if outcome.steps else ""
+            told += f"<br>{outcome.status}{where}: {_safe(outcome.reason)}"
             groups["lost"].append((_rate(settings), edge, told))
             continue
         told += f"<br>loss {number(outcome.score)}"

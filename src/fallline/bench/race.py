@@ -1,22 +1,15 @@
 """The race: the same number of trials for everyone, the best on validation, then fresh seeds that all share.
 
 `race` decides what runs next and writes down what came of it. Where the runs run is the matter of an executor: any
-`concurrent.futures.Executor` will do; `local_pool` makes the usual one.
+`concurrent.futures.Executor` will do; `local_pool` of `pool.py` makes the usual one.
 """
 
 import dataclasses
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from typing import Any
-
-import torch
 
 from fallline.bench.contenders import Contender, get_contender
 from fallline.bench.record import Entry, Race, Store, fingerprint, now, race_id, run_key
@@ -213,33 +206,3 @@ def attempt(run: Run) -> Outcome:
         return train(run)
     except Exception as error:
         return Outcome("failed", steps=0, reason=f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def local_pool(jobs: int) -> Iterator[Executor]:
-    """Worker processes on this machine, one thread each; on an error or Ctrl-C they are ended at once."""
-    spawn = multiprocessing.get_context("spawn")  # fork would copy torch's threads and locks
-    pool = ProcessPoolExecutor(jobs, mp_context=spawn, initializer=_start_worker)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in multiprocessing.active_children():
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown()
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """End this worker when the coordinator is gone: killed, it could not say goodbye."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

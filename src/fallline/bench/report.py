@@ -43,6 +43,7 @@ def page(results: Results) -> str:
         loss_name=figures.loss_name(results),
         has_accuracy=any(entry.measure("accuracy") for entry in results.entries),
         has_curves="train loss" in drawn,
+        confirmed=sum(bool(entry.finished) for entry in results.entries),
         tuned=[entry for entry in results.entries if f"lr {entry.name}" in drawn],
         dashes={entry.name: figures.line(entry)["dash"] for entry in results.entries},
         lost=losses(results),

@@ -83,6 +83,12 @@ class Results:
     """The best that is not ours."""
 
     @property
+    def scale(self) -> float | None:
+        """The size of the losses that differences are taken from: the best baseline's."""
+        loss = self.baseline.measure("loss") if self.baseline else None
+        return loss.mean if loss else None
+
+    @property
     def missing(self) -> int:
         """Runs that the race still lacks."""
         design = self.race.design

@@ -21,7 +21,6 @@ WARM_UP = 0.05
 RUNAWAY = 1e3
 """A training loss this many times the first one is called divergence, even while it is still a number."""
 
-
 Curve = dict[str, list[float | None]]
 """`step`, `train loss` (mean since the last point), `validation loss`, ...: one number a measurement."""
 
@@ -81,6 +80,7 @@ def train(run: Run) -> Outcome:
     # Loop
     outcome = Outcome("finished", steps=0)
     train_losses = torch.zeros(steps)
+    measured = 0
     record(outcome.curve, 0, evaluate(task, model, optimizer, "validation"))
     clock = time.process_time()
     for step in range(1, steps + 1):
@@ -98,8 +98,9 @@ def train(run: Run) -> Outcome:
         if step in measure_at:  # only here does the loop read a value: on an accelerator it would wait for it
             outcome.cpu_seconds += time.process_time() - clock
             outcome.steps = step
-            since = train_losses[int(outcome.curve["step"][-1] or 0) : step]
-            measures = {"train loss": since.mean().item(), **evaluate(task, model, optimizer, "validation")}
+            since = train_losses[measured:step].mean().item()
+            measured = step
+            measures = {"train loss": since, **evaluate(task, model, optimizer, "validation")}
             record(outcome.curve, step, measures)
             if trouble := divergence(train_losses[:step], measures):
                 outcome.status, (outcome.steps, outcome.reason) = "diverged", trouble

@@ -54,13 +54,18 @@ class Bowl(Task):
 
     @property
     def spaces(self) -> Mapping[str, Mapping[str, Range | Choice | Setting]]:
-        """Weights pulled to the origin lose a target that wanders off; steps must be of the order of the target's."""
+        """The same range of learning rates for all: steps must be of the order of the target's.
+
+        No weight decay: weights pulled to the origin lose a target that wanders off.
+        """
+        lr, momentum = Range(0.1, 10.0), Range(0.05, 1.0, "one minus log")
         return {
-            "koala-v": {"lr": Range(0.1, 10.0), "q": Range(1e-2, 100.0), "weight_decay": 0.0},
-            "koala-m": {"lr": Range(0.1, 10.0), "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
-            "coolmomentum": {"schedule": "exponential"},  # never comes into play: nothing cools here
-            "sgd": {"weight_decay": 0.0},
-            "adamw": {"lr": Range(1e-2, 10.0), "beta1": Range(0.02, 1.0, "one minus log"), "weight_decay": 0.0},
+            "koala-v": {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0},
+            "koala-m": {"lr": lr, "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
+            # Nothing cools here, so the schedule does not come into play.
+            "coolmomentum": {"lr": lr, "rho_0": momentum, "schedule": "exponential"},
+            "sgd": {"lr": lr, "momentum": momentum, "weight_decay": 0.0},
+            "adamw": {"lr": lr, "beta1": momentum, "weight_decay": 0.0},
         }
 
     def model(self) -> nn.Module:

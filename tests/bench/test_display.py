@@ -1,0 +1,48 @@
+"""What the terminal shows: in 80 columns, live or in plain lines."""
+
+import io
+import re
+
+import pytest
+from referee import Inline
+from rich.console import Console
+
+from fallline.bench.display import Display, clock, lanes_table, results_table
+from fallline.bench.results import results
+
+
+def text(console):
+    """What was printed, without the terminal's codes."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_race_is_shown_as_it_runs(referee, terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=80, highlight=False)
+    with Display(console) as display:
+        watch = referee.watch
+        referee.watch = lambda progress: (watch(progress), display(progress))
+        referee.race("coolmomentum", "sgd", task="sprint:Cliff", executor=Inline())
+    shown = text(console)
+    assert "8/8 runs" in shown
+    assert ("Ctrl-C keeps all" in shown) == terminal
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    console.file.truncate(0)
+    console.print(lanes_table(referee.progress))
+    rows = [line.split() for line in text(console).splitlines()]
+    assert ["SGD", "3/3", "3", "–", "0/2"] in rows
+    assert next(row for row in rows if row[0] == "CoolMomentum")[1::3] == ["3/3", "2/2"]
+
+
+def test_the_result_fits_80_columns(store, referee):
+    console = Console(file=io.StringIO(), width=80, highlight=False)
+    found = results(store, referee.race("coolmomentum", "sgd", "adamw", seeds=4))
+    console.print(results_table(found))
+    lines = text(console).splitlines()
+    assert len(lines) == 4  # no cell needs a second line
+    assert found.entries[0].label in lines[1]
+    assert f"minus {found.baseline.label}'s" in lines[0]
+
+
+def test_times_are_minutes_and_seconds():
+    assert [clock(seconds) for seconds in (0, 9.6, 61, 3599.9)] == ["0:00", "0:10", "1:01", "60:00"]
