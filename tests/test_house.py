@@ -248,3 +248,13 @@ def test_without_its_extra_the_command_says_what_to_install(beside_torch: Path) 
     assert "Traceback" not in done.stderr
     # Before it torch says that numpy is not there.
     assert 'pip install "fallline[bench]"' in done.stderr.splitlines()[-1]
+
+
+# --- the README ---
+
+
+def test_the_readme_s_code_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
