@@ -331,11 +331,16 @@ def assert_shared(opt: fallline.Optimizer) -> None:
 # -- saving, loading, copying -----------------------------------------------------------------------------------
 
 
-def through_torch_save(opt: fallline.Optimizer, fresh: fallline.Optimizer) -> fallline.Optimizer:
+def reloaded(state_dict: dict[str, Any]) -> Any:
+    """Saved by torch.save, and read as torch.load reads what it need not trust."""
     file = io.BytesIO()
-    torch.save(opt.state_dict(), file)
+    torch.save(state_dict, file)
     file.seek(0)
-    fresh.load_state_dict(torch.load(file, weights_only=True))
+    return torch.load(file, weights_only=True)
+
+
+def through_torch_save(opt: fallline.Optimizer, fresh: fallline.Optimizer) -> fallline.Optimizer:
+    fresh.load_state_dict(reloaded(opt.state_dict()))
     return fresh
 
 
@@ -616,15 +621,8 @@ def test_callables_stay_out_of_checkpoints() -> None:
 
     w = nn.Parameter(torch.zeros(2))
     opt = fallline.CoolMomentum([w], schedule=halve, cool_steps=10)
-    opt.load_state_dict(through(opt.state_dict()))
+    opt.load_state_dict(reloaded(opt.state_dict()))
     assert opt.param_groups[0]["schedule"] is halve
     koala = fallline.VanillaKOALA([w], target=halve)
-    koala.load_state_dict(through(koala.state_dict()))
+    koala.load_state_dict(reloaded(koala.state_dict()))
     assert koala.param_groups[0]["target"] is halve
-
-
-def through(state_dict: dict[str, Any]) -> Any:
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)

@@ -82,7 +82,6 @@ class LossAware(Optimizer):
         sums = torch.stack([g.sum(), (g * value).sum(), (g * value.square()).sum()])
         self._tapped = sums if self._tapped is None else self._tapped + sums
 
-    @_disable_dynamo
     def _moments(self, like: Tensor, loss: Any, loss_var: Any = None) -> tuple[Tensor, Tensor] | None:
         """Mean of the loss and of its square over the batch, and over the ranks: 0-D tensors like ``like``, or None."""
         tapped, self._tapped = self._tapped, None

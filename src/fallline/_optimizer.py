@@ -36,9 +36,6 @@ class Optimizer(torch.optim.Optimizer):
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # `callable` among them admits any
     _whole: ClassVar[frozenset[str]] = frozenset({"skip_nonfinite", "fused"})  # one value for all groups
 
-    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
-
     # -- what a method writes ---------------------------------------------------------------------------------
 
     def _init_state(self, p: Tensor) -> dict[str, Tensor]:
@@ -74,7 +71,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _finite(self, groups: list[SimpleNamespace]) -> Tensor:
         """0-D bool: no gradient holds a NaN or an infinity, or a norm whose square overflows."""
-        return torch.cat([self._sums(gradient_norm, t, t.grads)[0] for t in groups]).sum().isfinite()
+        return torch.cat([self._sums(squared_norms, t, t.grads)[0] for t in groups]).sum().isfinite()
 
     # -- torch.optim ------------------------------------------------------------------------------------------
 
@@ -201,14 +198,12 @@ class Optimizer(torch.optim.Optimizer):
         first = self.param_groups[0]
         return SimpleNamespace(**{name: first[name] for name in self._init_shared()})
 
-    def _share(self, values: dict[str, Any], device: torch.device) -> None:
-        values = {name: _scalar(value, device) for name, value in values.items()}
+    def _share(self, **values: Any) -> None:
         for group in self.param_groups:
             group.update(values)
 
     def _move(self, device: torch.device) -> None:
-        first = self.param_groups[0]
-        self._share({name: first[name] for name in self._init_shared()}, device)
+        self._share(**{name: _scalar(value, device) for name, value in vars(self._shared()).items()})
         for p, state in self.state.items():
             self.state[p] = {name: value.to(p.device) for name, value in state.items()}
 
@@ -231,9 +226,9 @@ class Optimizer(torch.optim.Optimizer):
                 )
 
 
-def gradient_norm(p: Tensor, g: Tensor) -> tuple[Tensor]:
-    """Kernel of the squared norm of each gradient."""
-    return (squared_norm(g),)
+def squared_norms(p: Tensor, t: Tensor) -> tuple[Tensor]:
+    """Kernel: the squared norm of what belongs to each parameter, such as its gradient."""
+    return (squared_norm(t),)
 
 
 def zeros_like(p: Tensor) -> Tensor:

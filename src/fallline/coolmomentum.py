@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import clean, squared_norm
-from ._optimizer import Optimizer, Params, zeros_like
+from ._foreach import clean
+from ._optimizer import Optimizer, Params, squared_norms, zeros_like
 from ._shards import size
 
 BELOW_ONE = 1 - 2**-24  # the largest momentum that a callable schedule may give
@@ -142,22 +142,19 @@ class CoolMomentum(Optimizer):
 
     def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
         ok = self._finite(groups) if groups[0].skip_nonfinite else None
-        move = None if ok is None else ok.to(shared.step.dtype)
+        move = None if ok is None else ok.to(shared.step.dtype)  # 0 or 1
         for t in groups:
             rho = _momentum(t)
             a = t.lr * (1 + rho) / 2
+            shrunk = t.lr * t.weight_decay
+            if move is not None:  # a skipped step multiplies by 1 and adds 0
+                rho, a, shrunk = move * rho + (1 - move), move * a, move * shrunk
             coupled = a * t.weight_decay if t.weight_decay and not t.decoupled else None
-            shrink = 1 - t.lr * t.weight_decay if t.weight_decay and t.decoupled else None
-            if move is not None:  # move is 0 or 1: a skipped step multiplies by 1 and adds 0
-                rho, a = 1 - move * (1 - rho), move * a
-                coupled = None if coupled is None else move * coupled
-                shrink = None if shrink is None else 1 - move * (1 - shrink)
+            shrink = 1 - shrunk if t.weight_decay and t.decoupled else None
             kernel_scalars = dict(rho=rho, a=a, coupled=coupled, shrink=shrink, move=move, ok=ok)
             self._each(cool_, t, t.grads, t.displacement, **kernel_scalars)
-        if ok is None or move is None:
-            shared.step.add_(1)
-        else:
-            shared.step.add_(move)
+        shared.step.add_(1 if move is None else move)
+        if ok is not None:
             shared.skipped.add_(~ok)
 
     @staticmethod
@@ -220,12 +217,12 @@ class CoolMomentum(Optimizer):
     @property
     def rescaled_temperature(self) -> Tensor:
         """Mean square of the latest displacement over the parameters: the temperature times lr. One pass over them."""
-        return self._mean(lambda t: self._sums(_square, t, t.displacement)[0])
+        return self._mean(lambda t: self._sums(squared_norms, t, t.displacement)[0])
 
     @property
     def kinetic_temperature(self) -> Tensor:
         """Mean square of the latest displacement divided by lr, in units of the loss. Holds the drift too. One pass."""
-        return self._mean(lambda t: self._sums(_square, t, t.displacement)[0] / t.lr)
+        return self._mean(lambda t: self._sums(squared_norms, t, t.displacement)[0] / t.lr)
 
     @property
     def virial_temperature(self) -> Tensor:
@@ -264,10 +261,6 @@ def _momentum(t: SimpleNamespace) -> Tensor:
     if callable(t.schedule):
         return torch.as_tensor(t.schedule(s), dtype=step.dtype, device=step.device).clamp(0, BELOW_ONE)
     return SCHEDULES[t.schedule](s, t.rho_0)
-
-
-def _square(p: Tensor, d: Tensor) -> tuple[Tensor]:
-    return (squared_norm(d),)
 
 
 def _virial(p: Tensor, g: Tensor, d: Tensor, *, weight_decay: float, shrink: float) -> tuple[Tensor]:

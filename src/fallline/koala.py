@@ -18,16 +18,22 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from ._foreach import squared_norm
+from ._foreach import clean, squared_norm
 from ._loss import FOUR_WAYS, LossAware, all_zero
-from ._optimizer import Params, gradient_norm
+from ._optimizer import Params, squared_norms
 
 EPS = 1e-9  # a tensor whose gradient has a smaller norm is not treated (the authors' constant)
 TINY = 1e-30  # R stays above, so that S > 0
 
 
+def penalized(p: Tensor, g: Tensor, weight_decay: float | None, ok: Tensor | None = None) -> Tensor:
+    """h, the gradient with that of the weight decay; where ``ok`` (0-D bool) is false, of the weight decay alone."""
+    h = clean(g, ok)
+    return h if weight_decay is None else h + weight_decay * p
+
+
 def norms(p: Tensor, g: Tensor, *, weight_decay: float) -> tuple[Tensor, ...]:
-    return squared_norm(g), squared_norm(g + weight_decay * p), squared_norm(p)
+    return squared_norm(g), squared_norm(penalized(p, g, weight_decay)), squared_norm(p)
 
 
 class KOALA(LossAware):
@@ -65,8 +71,8 @@ class KOALA(LossAware):
         """
         stage = self._expect("predict", "resting", "filtered")
         if stage == "filtered":
-            self._predict(self._shared())
-        self._enter("predicted")
+            self._predict()
+        self._share(stage="predicted")
 
     @_disable_dynamo
     @torch.no_grad()
@@ -90,7 +96,7 @@ class KOALA(LossAware):
         if moments is None:
             raise RuntimeError(FOUR_WAYS)
         self._filter(groups, shared, *moments, stepping=False)
-        self._enter("filtered")
+        self._share(stage="filtered")
         self._opt_called = True  # what step() would tell learning-rate schedulers
 
     def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
@@ -101,7 +107,7 @@ class KOALA(LossAware):
                 return
             raise RuntimeError(FOUR_WAYS)
         self._filter(groups, shared, *moments, stepping=True)
-        self._enter("resting")
+        self._share(stage="resting")
 
     def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
         """R, S and the innovation of each tensor; then the correction and, when ``stepping``, the prediction."""
@@ -121,7 +127,7 @@ class KOALA(LossAware):
                 g2, h2, p2 = self._sums(norms, t, t.grads, weight_decay=t.weight_decay)
                 loss = innovation + t.weight_decay / 2 * p2  # the tensor's own penalty only
             else:
-                (h2,) = self._sums(gradient_norm, t, t.grads)
+                (h2,) = self._sums(squared_norms, t, t.grads)
                 g2, loss = h2, innovation.expand_as(h2)
             S = variance * h2 + R
             t.treated = (g2 >= EPS**2) & (S > 0)
@@ -144,9 +150,9 @@ class KOALA(LossAware):
 
     # -- what V and M write -----------------------------------------------------------------------------------
 
-    def _predict(self, shared: SimpleNamespace) -> None:
+    def _predict(self) -> None:
         """Move the weights as the dynamics say, and predict the covariance."""
-        self._predict_covariance(shared)
+        self._predict_covariance(self._shared())
 
     def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
         """P <- F P F' + Q, unless ``ok`` (0-D bool) is false."""
@@ -197,7 +203,3 @@ class KOALA(LossAware):
             due = {"filtered": "predict()", "predicted": "update(loss)", "resting": "predict() or step(loss=loss)"}
             raise RuntimeError(f"{verb} cannot follow {last}: the next call is {due[stage]}")
         return stage
-
-    def _enter(self, stage: str) -> None:
-        for group in self.param_groups:
-            group["stage"] = stage

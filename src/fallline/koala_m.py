@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import clean, squared_norm
+from ._foreach import squared_norm
 from ._optimizer import Params, zeros_like
 from ._shards import size
-from .koala import KOALA
+from .koala import KOALA, penalized
 
 AVERAGING = 0.1  # of the mean weights and of their process noise (the authors' 1 - 0.9)
 
@@ -29,9 +29,7 @@ def correct_and_drift_(
     move: Tensor | None,
     ok: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    h = clean(g, ok)
-    if weight_decay is not None:
-        h = h + weight_decay * p
+    h = penalized(p, g, weight_decay, ok)
     v.mul_(a).sub_(gain_v * h)  # a is the last prediction's: stored undecayed, the velocity takes x - v back to x
     p.sub_(gain_x * h)
     sums = []
@@ -187,19 +185,19 @@ class MomentumKOALA(KOALA):
             for t in self._groups(lambda p: p in new and p in self.state):
                 self._shared().spread.add_(self._squared_distances([t], drifted=1.0)[0].sum())
 
-    def _predict(self, shared: SimpleNamespace) -> None:
+    def _predict(self) -> None:
         for t in self._groups(lambda p: p in self.state):
             self._each(drift_, t, t.velocity)
-        self._predict_covariance(shared)
+        super()._predict()
 
     def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
         one = self.param_groups[0]
         a, p11, p12, p22, qx = one["a"], shared.p11, shared.p12, shared.p22, shared.process_noise
-        n = sum(size(p) for group in self.param_groups for p in group["params"] if p.requires_grad)
-        if one["q_rule"] == "reference":
-            new_qx = qx.lerp(shared.spread.sqrt() / n, AVERAGING)
-        else:
-            new_qx = shared.spread / n if one["q_rule"] == "paper" else qx
+        new_qx = qx
+        if one["q_rule"] != "fixed":
+            n = sum(size(p) for group in self.param_groups for p in group["params"] if p.requires_grad)
+            averaged = qx.lerp(shared.spread.sqrt() / n, AVERAGING)
+            new_qx = averaged if one["q_rule"] == "reference" else shared.spread / n
         new = (p11 + 2 * p12 + p22 + new_qx, a * (p12 + p22), a * a * p22 + one["qv"], new_qx)
         for old, value in zip((p11, p12, p22, qx), new, strict=True):
             old.copy_(value if ok is None else torch.where(ok, value, old))
@@ -251,7 +249,7 @@ class MomentumKOALA(KOALA):
             state["predicted"] = p.detach().clone()
         for t in self._groups(lambda p: p in self.state):
             self._each(retreat_, t, t.velocity)
-        self._share({"evaluating": True}, self.skipped.device)
+        self._share(evaluating=True)
 
     @torch.no_grad()
     def train(self) -> None:
@@ -259,4 +257,4 @@ class MomentumKOALA(KOALA):
             for p, state in self.state.items():
                 if "predicted" in state:  # parameters that joined meanwhile have not moved
                     p.copy_(state.pop("predicted"))
-            self._share({"evaluating": False}, self.skipped.device)
+            self._share(evaluating=False)

@@ -6,16 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ._foreach import clean
 from ._optimizer import Params
-from .koala import KOALA
+from .koala import KOALA, penalized
 
 
 def correct_(p: Tensor, g: Tensor, gain: Tensor, *, weight_decay: float | None, ok: Tensor | None) -> None:
-    h = clean(g, ok)
-    if weight_decay is not None:
-        h = h + weight_decay * p
-    p.sub_(gain * h)
+    p.sub_(gain * penalized(p, g, weight_decay, ok))
 
 
 class VanillaKOALA(KOALA):

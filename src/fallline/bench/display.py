@@ -94,7 +94,7 @@ def lanes_table(progress: Progress) -> Table:
 
 def lost(lane: Lane) -> Text:
     """How many of the runs diverged or failed."""
-    count = sum(outcome.status != "finished" for outcome in [*lane.trials.values(), *lane.seeds.values()])
+    count = sum(outcome.lost for outcome in [*lane.trials.values(), *lane.seeds.values()])
     return Text(str(count), style="yellow") if count else Text("0", style="dim")
 
 

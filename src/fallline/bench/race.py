@@ -16,7 +16,7 @@ from fallline.bench.record import Entry, Race, Store, fingerprint, now, race_id,
 from fallline.bench.seeds import derive, generator, seed_torch
 from fallline.bench.spaces import Setting, trials
 from fallline.bench.tasks import get_task
-from fallline.bench.train import Outcome, Run, step_with, train
+from fallline.bench.train import Outcome, Run, best_trial, step_with, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,7 @@ class Lane:
     def settle(self, entry: Entry, outcome: Outcome) -> None:
         """Take in what came of a run."""
         (self.trials if entry.stage == "trial" else self.seeds)[entry.number] = outcome
-        finished = {number: trial.score for number, trial in self.trials.items() if trial.score is not None}
-        # On equal scores the earlier trial, so that the choice does not depend on who came first.
-        self.best = min(finished, key=lambda number: (finished[number], number), default=None)
+        self.best = best_trial(self.trials)
 
 
 @dataclasses.dataclass

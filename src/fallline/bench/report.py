@@ -73,7 +73,7 @@ def losses(results: Results) -> list[tuple[Result, str, int]]:
     for entry in results.entries:
         reasons: dict[str, int] = {}
         for outcome in [*(outcome for _, outcome in entry.trials.values()), *entry.seeds.values()]:
-            if outcome.status != "finished":
+            if outcome.lost:
                 told = f"{outcome.status}: {outcome.reason}"
                 reasons[told] = reasons.get(told, 0) + 1
         rows += [(entry, told, count) for told, count in sorted(reasons.items(), key=lambda item: -item[1])]

@@ -7,7 +7,7 @@ from typing import Any
 from fallline.bench.record import Race, Store
 from fallline.bench.spaces import Setting
 from fallline.bench.stats import Interval, interval
-from fallline.bench.train import Outcome
+from fallline.bench.train import Outcome, best_trial
 
 
 @dataclass
@@ -39,24 +39,23 @@ class Result:
 
     @property
     def best_trial(self) -> int | None:
-        """The trial with the lowest score, the earliest of equals."""
-        scores = {number: outcome.score for number, (_, outcome) in self.trials.items() if outcome.score is not None}
-        return min(scores, key=lambda number: (scores[number], number), default=None)
+        """The trial whose settings were confirmed."""
+        return best_trial({number: outcome for number, (_, outcome) in self.trials.items()})
 
     @property
     def lost_trials(self) -> int:
         """Trials that diverged or failed."""
-        return sum(outcome.status != "finished" for _, outcome in self.trials.values())
+        return sum(outcome.lost for _, outcome in self.trials.values())
 
     @property
     def lost_seeds(self) -> int:
         """Seeds that diverged or failed."""
-        return sum(outcome.status != "finished" for outcome in self.seeds.values())
+        return sum(outcome.lost for outcome in self.seeds.values())
 
     @property
     def finished(self) -> dict[int, Outcome]:
         """The seeds that reached the end."""
-        return {number: outcome for number, outcome in self.seeds.items() if outcome.status == "finished"}
+        return {number: outcome for number, outcome in self.seeds.items() if not outcome.lost}
 
     def measure(self, name: str) -> Interval | None:
         """The interval of a final measure over the seeds that finished; None where there is nothing to measure."""

@@ -60,6 +60,20 @@ class Outcome:
     state_bytes: int = 0
     """The optimizer's tensors, parameters apart."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether it diverged or failed."""
+        return self.status != "finished"
+
+
+def best_trial(trials: Mapping[int, Outcome]) -> int | None:
+    """The number of the trial with the lowest score; None if none has finished.
+
+    Of equals it is the earliest, so that the choice does not depend on who came first.
+    """
+    scores = {number: outcome.score for number, outcome in trials.items() if outcome.score is not None}
+    return min(scores, key=lambda number: (scores[number], number), default=None)
+
 
 def train(run: Run) -> Outcome:
     """Train once."""
