@@ -32,9 +32,17 @@ TABLE: dict[str, tuple[type[fallline.Optimizer], dict[str, Any]]] = {
     "koala-m-decay": (fallline.MomentumKOALA, dict(lr=0.5, weight_decay=0.1, q_rule="paper")),
     "koala-m-fixed": (fallline.MomentumKOALA, dict(lr=0.5, q_rule="fixed")),
     "koala-m-unguarded": (fallline.MomentumKOALA, dict(lr=0.5, skip_nonfinite=False)),
+    "koala-pp": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1)),
+    "koala-pp-decay": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1, weight_decay=0.1)),
+    "koala-pp-vanilla": (fallline.KOALAPlusPlus, dict(lr=0.5, symmetric=False, skip_nonfinite=False)),
 }
 GUARDED = [name for name, (cls, kw) in TABLE.items() if kw.get("skip_nonfinite", cls is not fallline.CoolMomentum)]
-METHODS = ["cool-decay", "koala-v-decay", "koala-m-decay"]  # one a method, where a promise costs seconds
+METHODS = [
+    "cool-decay",
+    "koala-v-decay",
+    "koala-m-decay",
+    "koala-pp-decay",
+]  # one a method, where a promise costs seconds
 
 
 def make(name: str, params: Any, **more: Any) -> fallline.Optimizer:
@@ -476,7 +484,7 @@ def test_a_nonfinite_step_changes_nothing(name: str, bad: str, first: bool) -> N
     assert opt.skipped.item() == 1
 
 
-@pytest.mark.parametrize("name", ["cool", "koala-v-unguarded", "koala-m-unguarded"])
+@pytest.mark.parametrize("name", ["cool", "koala-v-unguarded", "koala-m-unguarded", "koala-pp-vanilla"])
 def test_without_the_guard_a_nan_is_seen(name: str) -> None:
     model = net()
     opt = make(name, model.parameters())

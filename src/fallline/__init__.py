@@ -5,12 +5,14 @@ from ._registry import create_optimizer, list_optimizers
 from .coolmomentum import CoolMomentum
 from .koala import KOALA
 from .koala_m import MomentumKOALA
+from .koala_pp import KOALAPlusPlus
 from .koala_v import VanillaKOALA
 
 __version__ = "0.1.0"
 __all__ = [
     "KOALA",
     "CoolMomentum",
+    "KOALAPlusPlus",
     "MomentumKOALA",
     "Optimizer",
     "VanillaKOALA",

@@ -9,11 +9,13 @@ import torch
 from ._optimizer import Params
 from .coolmomentum import CoolMomentum
 from .koala_m import MomentumKOALA
+from .koala_pp import KOALAPlusPlus
 from .koala_v import VanillaKOALA
 
 OURS: dict[str, type[torch.optim.Optimizer]] = {
     "coolmomentum": CoolMomentum,
     "koala-m": MomentumKOALA,
+    "koala-pp": KOALAPlusPlus,
     "koala-v": VanillaKOALA,
 }
 

@@ -1,11 +1,11 @@
 """KOALA: training as Kalman filtering, the minibatch loss a noisy measurement of its target (Davtyan et al., 2022).
 
     predict   x <- F x,                 P <- F P F' + Q
-    update    S_i = P |h_i|^2 + R,      x_i <- x_i - lr (loss - target) P h_i / S_i,
-                                        P <- P - P^2 max_i |h_i|^2 / S_i
+    update    S_i = h_i P h_i' + R,     x_i <- x_i - lr (loss - target) P h_i / S_i,     P <- P - P h_i' h_i P / S_i
 
-x are the weights (V) or weights and velocities (M), h_i the gradient of tensor i, R follows the mean squared loss.
-The scalars P, R and S are those of the paper, and are named so here.
+x are the weights (V, ++) or weights and velocities (M), h_i the gradient of tensor i, R follows the mean squared loss.
+The methods differ in what they make of P: one variance (V), a 2x2 matrix (M), products with gradients (++). The
+symbols P, R and S are those of the papers, and are named so here.
 """
 
 import math
@@ -37,7 +37,7 @@ def norms(p: Tensor, g: Tensor, *, weight_decay: float) -> tuple[Tensor, ...]:
 
 
 class KOALA(LossAware):
-    """What KOALA-V and KOALA-M share: measurement noise, innovation, gains, and the order of the two stages.
+    """What all KOALAs share: measurement noise, innovation, gains, and the order of the two stages.
 
     Two ways to train, the same trajectory:
 
@@ -48,7 +48,7 @@ class KOALA(LossAware):
     """
 
     _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
-    _variance: str  # which shared scalar is the variance of the weights
+    _variance: str  # which shared scalar is the variance of the weights, where one is shared
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         target = defaults["target"]
@@ -119,36 +119,34 @@ class KOALA(LossAware):
         else:
             measured = mean_square - 2 * target * mean + target**2  # mean (loss - target)^2, a raw second moment
             R = shared.measurement_noise.lerp(measured.clamp_min(0), 1 - one["alpha_r"]).clamp_min(TINY)
-        variance = getattr(shared, self._variance)
 
-        finite, largest = [mean, mean_square], [torch.zeros_like(R)]
+        finite = [mean, mean_square]
         for t in groups:
-            if t.weight_decay:
-                g2, h2, p2 = self._sums(norms, t, t.grads, weight_decay=t.weight_decay)
-                loss = innovation + t.weight_decay / 2 * p2  # the tensor's own penalty only
-            else:
-                (h2,) = self._sums(squared_norms, t, t.grads)
-                g2, loss = h2, innovation.expand_as(h2)
-            S = variance * h2 + R
-            t.treated = (g2 >= EPS**2) & (S > 0)
-            t.c = torch.where(t.treated, t.lr * loss / S, 0.0)
-            largest.append(torch.where(t.treated, h2, 0.0).amax())
-            finite += [g2.sum(), loss.sum(), S.sum()]
+            g2, p2 = self._measure(t, shared, R)
+            loss = innovation + t.weight_decay / 2 * p2  # the tensor's own penalty only
+            t.treated = (g2 >= EPS**2) & (t.S > 0)
+            t.c = torch.where(t.treated, t.lr * loss / t.S, 0.0)
+            finite += [g2.sum(), loss.sum(), t.S.sum()]
         ok = torch.stack(finite).isfinite().all() if one["skip_nonfinite"] else None
-        m = torch.stack(largest).amax()
-        # 1 - P m / S = R / S where S = P m + R; the difference would cancel where R is small. Nothing treated: 1.
-        contraction = torch.where(m > 0, R / (variance * m + R), 1.0)
-
         if ok is not None:
             shared.skipped.add_(~ok)
             for t in groups:
                 t.treated, t.c = t.treated & ok, torch.where(ok, t.c, 0.0)
             R = torch.where(ok, R, shared.measurement_noise)
-            contraction, m = torch.where(ok, contraction, 1.0), torch.where(ok, m, 0.0)
         shared.measurement_noise.copy_(R)
-        self._correct(groups, shared, contraction, m, ok, stepping)
+        self._correct(groups, shared, ok, stepping)
 
-    # -- what V and M write -----------------------------------------------------------------------------------
+    # -- what the methods write -------------------------------------------------------------------------------
+
+    def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor]:
+        """Set ``t.S``, innovation variances [tensors]; return squared norms of gradients and, if decayed, weights."""
+        if t.weight_decay:
+            g2, t.h2, p2 = self._sums(norms, t, t.grads, weight_decay=t.weight_decay)
+        else:
+            (t.h2,) = self._sums(squared_norms, t, t.grads)
+            g2, p2 = t.h2, torch.zeros_like(t.h2)
+        t.S = getattr(shared, self._variance) * t.h2 + R
+        return g2, p2
 
     def _predict(self) -> None:
         """Move the weights as the dynamics say, and predict the covariance."""
@@ -156,11 +154,17 @@ class KOALA(LossAware):
 
     def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
         """P <- F P F' + Q, unless ``ok`` (0-D bool) is false."""
+
+    def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
+        """Correct weights and covariance by ``c`` of each ``treated`` tensor; predict when ``stepping``."""
         raise NotImplementedError
 
-    def _correct(self, groups: list[Any], shared: Any, t: Tensor, m: Tensor, ok: Tensor | None, stepping: bool) -> None:
-        """Correct by ``c`` of each tensor; contract the covariance, 1 - P m / S = ``t``; predict when ``stepping``."""
-        raise NotImplementedError
+    def _contraction(self, groups: list[Any], shared: Any) -> tuple[Tensor, Tensor]:
+        """1 - P m / S and m, the largest squared norm: what contracts a covariance that all tensors share."""
+        R = shared.measurement_noise
+        m = torch.stack([torch.zeros_like(R), *(torch.where(t.treated, t.h2, 0.0).amax() for t in groups)]).amax()
+        # 1 - P m / S = R / S where S = P m + R; the difference would cancel where R is small. Nothing treated: 1.
+        return torch.where(m > 0, R / (getattr(shared, self._variance) * m + R), 1.0), m
 
     # -- the filtered point -----------------------------------------------------------------------------------
 

@@ -202,7 +202,8 @@ class MomentumKOALA(KOALA):
         for old, value in zip((p11, p12, p22, qx), new, strict=True):
             old.copy_(value if ok is None else torch.where(ok, value, old))
 
-    def _correct(self, groups: list[Any], shared: Any, t: Tensor, m: Tensor, ok: Tensor | None, stepping: bool) -> None:
+    def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
+        t, m = self._contraction(groups, shared)
         decay, move = self.param_groups[0]["a"], torch.ones_like(t) if stepping else None
         if stepping and ok is not None:  # a skipped step does not decay either; a failed update stays predicted
             decay, move = torch.where(ok, decay, torch.ones_like(t)), ok.to(t.dtype)

@@ -105,12 +105,13 @@ class VanillaKOALA(KOALA):
         q = self.param_groups[0]["q"]
         shared.covariance.add_(q if ok is None else q * ok.to(shared.covariance.dtype))
 
-    def _correct(self, groups: list[Any], shared: Any, t: Tensor, m: Tensor, ok: Tensor | None, stepping: bool) -> None:
+    def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
         P = shared.covariance
+        contraction, _ = self._contraction(groups, shared)
         for group in groups:
             coupled = group.weight_decay_mode == "coupled" and group.weight_decay
             decay = group.weight_decay if coupled else None
             self._each(correct_, group, group.grads, group.c * P, weight_decay=decay, ok=ok)
-        P.mul_(t)
+        P.mul_(contraction)
         if stepping:
             self._predict_covariance(shared, ok)
