@@ -35,6 +35,14 @@ TABLE: dict[str, tuple[type[fallline.Optimizer], dict[str, Any]]] = {
     "koala-pp": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1)),
     "koala-pp-decay": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1, weight_decay=0.1)),
     "koala-pp-vanilla": (fallline.KOALAPlusPlus, dict(lr=0.5, symmetric=False, skip_nonfinite=False)),
+    "arturo": (fallline.ArTuRO, dict(lr=0.05)),
+    "arturo-decay": (
+        fallline.ArTuRO,
+        dict(lr=0.05, weight_decay=0.1, process_noise_quad=0.5, intercept_init="centred", newton_iters=2),
+    ),
+    "arturo-bisect": (fallline.ArTuRO, dict(lr=0.05, solver="bisect", curvature_floor=float("-inf"))),
+    "arturo-group": (fallline.ArTuRO, dict(lr=0.05, scope="group", eta_min=0.25)),
+    "arturo-tensor": (fallline.ArTuRO, dict(lr=0.05, scope="tensor", skip_nonfinite=False)),
 }
 GUARDED = [name for name, (cls, kw) in TABLE.items() if kw.get("skip_nonfinite", cls is not fallline.CoolMomentum)]
 METHODS = [
@@ -484,7 +492,9 @@ def test_a_nonfinite_step_changes_nothing(name: str, bad: str, first: bool) -> N
     assert opt.skipped.item() == 1
 
 
-@pytest.mark.parametrize("name", ["cool", "koala-v-unguarded", "koala-m-unguarded", "koala-pp-vanilla"])
+@pytest.mark.parametrize(
+    "name", ["cool", "koala-v-unguarded", "koala-m-unguarded", "koala-pp-vanilla", "arturo-tensor"]
+)
 def test_without_the_guard_a_nan_is_seen(name: str) -> None:
     model = net()
     opt = make(name, model.parameters())
@@ -545,6 +555,23 @@ def test_fused_equals_eager_and_a_changing_lr_recompiles_nothing(name: str, dtyp
                 scheduler.step()
     close(eager, fused, 1e-12 if dtype == torch.float64 else 1e-2)
     assert runs[1][1].skipped.item() == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fused_writes_scalar_parameters(name: str) -> None:
+    """In float64 on a CPU, where torch's compiler would lose what is written to them."""
+    ends = []
+    for fused in (False, True):
+        ps = [nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (2.0, [1.0, 3.0])]
+        opt = make(name, ps, fused=fused)
+        for _ in range(3):
+            opt.zero_grad()
+            loss = sum((p - 0.5).square().sum() for p in ps)
+            loss.backward()
+            opt.step(loss=loss.detach())
+        ends.append([*ps, *(value for p in ps for value in opt.state[p].values())])
+    for eager, compiled in zip(*ends, strict=True):
+        torch.testing.assert_close(eager, compiled, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", METHODS)

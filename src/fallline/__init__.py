@@ -2,6 +2,7 @@
 
 from ._optimizer import Optimizer
 from ._registry import create_optimizer, list_optimizers
+from .arturo import ArTuRO
 from .coolmomentum import CoolMomentum
 from .koala import KOALA
 from .koala_m import MomentumKOALA
@@ -11,6 +12,7 @@ from .koala_v import VanillaKOALA
 __version__ = "0.1.0"
 __all__ = [
     "KOALA",
+    "ArTuRO",
     "CoolMomentum",
     "KOALAPlusPlus",
     "MomentumKOALA",

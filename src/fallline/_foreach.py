@@ -33,6 +33,10 @@ def run(kernel: Kernel, lists: Sequence[Sequence[Tensor]], scalars: dict[str, An
         return _loop(kernel, lists, scalars)
     tensors = {k: v if v is None else torch.as_tensor(v, dtype=_wide(v)) for k, v in scalars.items()}
     graph = _compiled(kernel)
+    if any(p.dim() == 0 for p in lists[0]):
+        # torch 2.13 loses what a graph writes to a 0-D float64 tensor on the CPU: as a vector of one it is kept.
+        rows = [[t.view(1) if row[0].dim() == t.dim() == 0 else t for t in row] for row in zip(*lists, strict=True)]
+        lists = [list(column) for column in zip(*rows, strict=True)]
     if _PER_FUNCTION_LIMIT:
         return graph(lists, tensors)
     with torch._dynamo.config.patch(recompile_limit=_GRAPHS):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
 
 from ._foreach import HALF, Kernel, run, squared_norm
-from ._shards import local, sum_over_shards
+from ._shards import local, over_shards
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -38,7 +38,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # -- what a method writes ---------------------------------------------------------------------------------
 
-    def _init_state(self, p: Tensor) -> dict[str, Tensor]:
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """State of one parameter, allocated with its group so that a checkpoint loader finds it."""
         return {}
 
@@ -56,14 +56,17 @@ class Optimizer(torch.optim.Optimizer):
         """Run ``kernel`` over the group's parameters and the given lists (a 1-D tensor is a list of scalars)."""
         self._run(kernel, t, lists, scalars)
 
-    def _sums(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> tuple[Tensor, ...]:
+    def _sums(
+        self, kernel: Kernel, t: SimpleNamespace, *lists: Any, maxima: int = 0, **scalars: Any
+    ) -> tuple[Tensor, ...]:
         """The same, returning each sum that the kernel returns as a vector [tensors] in the scalars' precision.
 
-        What the kernel returns must add up over the elements: squares and dot products, never norms or maxima.
+        What the kernel returns must add up over the elements: squares and dot products, never norms. Only the last
+        ``maxima`` of them are maxima.
         """
         device = t.skipped.device
         rows = [torch.stack(sums).to(device, _precision(device)) for sums in self._run(kernel, t, lists, scalars)]
-        return sum_over_shards(torch.stack(rows), t.owners).unbind(1)
+        return over_shards(torch.stack(rows), t.owners, maxima).unbind(1)
 
     def _run(self, kernel: Kernel, t: SimpleNamespace, lists: tuple[Any, ...], scalars: dict[str, Any]) -> list[Any]:
         columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]
@@ -126,7 +129,7 @@ class Optimizer(torch.optim.Optimizer):
             group.update({name: first[name] for name in self._init_shared()})
         for p in group["params"]:
             if p.requires_grad:  # a frozen parameter costs no memory; it gets its state with its first gradient
-                self.state[p] = self._init_state(p)
+                self.state[p] = self._init_state(p, group)
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, without callables: ``torch.load(weights_only=True)`` reads it, the constructor's remain."""
@@ -179,8 +182,10 @@ class Optimizer(torch.optim.Optimizer):
         for p in everything:
             if p.grad is not None and p.grad.layout is not torch.strided:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (layout {p.grad.layout})")
-            if p not in self.state:
-                self.state[p] = self._init_state(p)
+        for group, ps in zip(self.param_groups, chosen, strict=True):
+            for p in ps:
+                if p not in self.state:
+                    self.state[p] = self._init_state(p, group)
         views = []
         for i, (group, ps) in enumerate(zip(self.param_groups, chosen, strict=True)):
             if ps:
@@ -231,9 +236,20 @@ def squared_norms(p: Tensor, t: Tensor) -> tuple[Tensor]:
     return (squared_norm(t),)
 
 
-def zeros_like(p: Tensor) -> Tensor:
+def full_like(p: Tensor, value: float) -> Tensor:
     """A state tensor like ``p``: in float32 where ``p`` is in half precision, else in its own."""
-    return torch.zeros_like(p, dtype=torch.float32 if p.dtype in HALF else None, requires_grad=False)
+    fill = complex(value, value) if p.is_complex() else value
+    return torch.full_like(p, fill, dtype=torch.float32 if p.dtype in HALF else None, requires_grad=False)
+
+
+def zeros_like(p: Tensor) -> Tensor:
+    """The same, of zeros."""
+    return full_like(p, 0.0)
+
+
+def scalar_like(p: Tensor) -> Tensor:
+    """A zero of a tensor's own, in the precision of its state: 0-D and real."""
+    return torch.zeros((), dtype=torch.float32 if p.dtype in HALF else p.real.dtype, device=p.device)
 
 
 def _precision(device: torch.device) -> torch.dtype:

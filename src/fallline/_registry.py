@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from ._optimizer import Params
+from .arturo import ArTuRO
 from .coolmomentum import CoolMomentum
 from .koala_m import MomentumKOALA
 from .koala_pp import KOALAPlusPlus
 from .koala_v import VanillaKOALA
 
 OURS: dict[str, type[torch.optim.Optimizer]] = {
+    "arturo": ArTuRO,
     "coolmomentum": CoolMomentum,
     "koala-m": MomentumKOALA,
     "koala-pp": KOALAPlusPlus,

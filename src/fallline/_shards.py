@@ -25,8 +25,11 @@ def size(p: Tensor) -> int:
     return p.numel() * (2 if p.is_complex() else 1)
 
 
-def sum_over_shards(rows: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """Complete sums taken over local pieces: ``rows`` is [tensors, sums], ``params`` the tensors they belong to."""
+def over_shards(rows: Tensor, params: Sequence[Tensor], maxima: int = 0) -> Tensor:
+    """Complete sums taken over local pieces: ``rows`` is [tensors, sums], ``params`` the tensors they belong to.
+
+    The last ``maxima`` columns are completed as maxima.
+    """
     sharded: dict[dist.ProcessGroup, list[int]] = {}
     for i, p in enumerate(params):
         shard = _sharded(p)
@@ -35,9 +38,12 @@ def sum_over_shards(rows: Tensor, params: Sequence[Tensor]) -> Tensor:
                 if placement.is_shard():
                     sharded.setdefault(shard.device_mesh.get_group(dim), []).append(i)
     for group, index in sharded.items():
-        part = rows[index]
-        dist.all_reduce(part, group=group)
-        rows[index] = part
+        sums, largest = rows[index].tensor_split([rows.shape[1] - maxima], dim=1)
+        sums, largest = sums.contiguous(), largest.contiguous()
+        dist.all_reduce(sums, group=group)
+        if maxima:
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
+        rows[index] = torch.cat([sums, largest], dim=1)
     return rows
 
 

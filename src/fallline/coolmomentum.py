@@ -134,7 +134,7 @@ class CoolMomentum(Optimizer):
         run = dict(skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
         super().__init__(params, {**settings, **decay, **run})
 
-    def _init_state(self, p: Tensor) -> dict[str, Tensor]:
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"displacement": zeros_like(p)}
 
     def _init_shared(self) -> dict[str, Any]:

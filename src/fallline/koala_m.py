@@ -164,7 +164,7 @@ class MomentumKOALA(KOALA):
         qx: Tensor = self.param_groups[0]["process_noise"]
         return qx
 
-    def _init_state(self, p: Tensor) -> dict[str, Tensor]:
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = {"velocity": zeros_like(p)}
         if self.defaults["q_rule"] != "fixed":
             state["average"] = zeros_like(p)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._foreach import squared_norm
-from ._optimizer import Params, zeros_like
+from ._optimizer import Params, scalar_like, zeros_like
 from .koala import KOALA, penalized
 
 
@@ -112,10 +112,9 @@ class KOALAPlusPlus(KOALA):
         run = dict(weight_decay=weight_decay, skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
         super().__init__(params, {**model, **run})
 
-    def _init_state(self, p: Tensor) -> dict[str, Tensor]:
-        product, gradient = zeros_like(p), zeros_like(p)
-        zero = product.new_zeros((), dtype=product.real.dtype)  # S is 0 until the first step
-        return {"product": product, "gradient": gradient, "innovation_variance": zero}
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        # S is 0 until the first step
+        return {"product": zeros_like(p), "gradient": zeros_like(p), "innovation_variance": scalar_like(p)}
 
     def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor]:
         q, last_S = t.q, torch.stack(t.innovation_variance).to(R.dtype)

@@ -1,0 +1,318 @@
+"""arTuRO: weights as a Gaussian, each step bounded by a KL trust region (Dahlinger et al., 2023)."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._foreach import clean
+from ._optimizer import Optimizer, Params, full_like, scalar_like, zeros_like
+from ._trust_region import TrustRegion
+
+PUBLISHED = {
+    name: dict(lr=lr, reg_weight=kappa, measurement_noise=r, process_noise=q, weight_decay=decay)
+    for names, lr, kappa, r, q, decay in (
+        (("fashion-mnist-cnn", "fashion-mnist-resnet18"), 0.0856746, 0.0586566, 2.816791, 0.0173930, 1.5404e-6),
+        (("cifar10-cnn", "cifar100-cnn"), 0.00278750, 0.296786, 1.219750, 0.00245526, 0.0),
+        (("cifar10-resnet34",), 0.00713292, 1.597354, 9.328440, 0.0893810, 7.0291e-4),
+        (("cifar100-resnet34",), 0.00723373, 1.676770, 4.822032, 0.00977875, 0.0),
+    )
+    for name in names
+}
+
+
+def filter_(
+    p: Tensor,
+    g: Tensor,
+    precision: Tensor,
+    a: Tensor,
+    b: Tensor,
+    p00: Tensor,
+    p01: Tensor,
+    p11: Tensor,
+    started: Tensor,
+    z: Tensor,
+    w: Tensor,
+    *,
+    shrink: float | Tensor | None,
+    start: float | None,
+    q: float,
+    q_quad: float,
+    r: float,
+    c: float,
+    floor: float,
+    radius: float | Tensor,
+    ok: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Recursive least squares of g on (1, p), state (b, a); then the step's problem in whitened coordinates, z and w.
+
+    The covariance is not subtracted from but divided, with its determinant d, so that it stays positive.
+    """
+    x, g = p if shrink is None else p * shrink, clean(g, ok)
+    first = g if start is None else g - start * x
+    b_ = torch.where(started > 0, b, first)
+    c00, c11 = p00 + q, p11 + q_quad
+    k0, k1 = c00 + p01 * x, p01 + c11 * x
+    S = (k0 + k1 * x).clamp_min(0) + r
+    delta = (g - a * x - b_) / S
+    d = (c00 * c11 - p01 * p01).clamp_min(0)
+    new = b_ + k0 * delta, a + k1 * delta, (c00 * r + x * x * d) / S, (p01 * r - x * d) / S, (c11 * r + d) / S
+    for old, value in zip((b, a, p00, p01, p11), new, strict=True):
+        old.copy_(value if ok is None else torch.where(ok, value, old))
+
+    z.copy_((a * x + b + c * x) / precision.sqrt())
+    w.copy_((a.clamp_min(floor) + c) / precision)
+    reach = (z.abs() / radius - w).amax() if z.numel() else z.new_full((), -torch.inf)
+    return z.square().sum(), (z.square() * w).sum(), reach
+
+
+def move_(
+    p: Tensor,
+    precision: Tensor,
+    z: Tensor,
+    w: Tensor,
+    eta: Tensor,
+    scale: Tensor,
+    *,
+    shrink: float | Tensor | None,
+    kappa: float,
+    nu: float,
+    ok: Tensor | None,
+) -> None:
+    if shrink is not None:
+        p.mul_(shrink)
+    p.sub_(z / (w + eta) * (scale / precision.sqrt()))
+    new = (precision * (w + nu) / (kappa + nu)).clamp_(1e-12, 1e12)
+    precision.copy_(new if ok is None else torch.where(ok, new, precision))
+
+
+class ArTuRO(Optimizer):
+    r"""arTuRO: the longest step on a quadratic model of the loss that moves the weights' Gaussian by a bounded KL.
+
+    Each weight :math:`\theta` is the mean of a Gaussian with precision :math:`\Lambda`; a Kalman filter of the
+    gradient's intercept b and slope a, :math:`g \approx a \theta + b`, is its model of the loss. With
+    :math:`\hat g = a \theta + b + \kappa \lambda_p \theta` and the curvature
+    :math:`h = \max(a, \text{floor}) + \kappa \lambda_p`, a step solves
+
+    .. math:: \min_\Delta \; \hat g^\top \Delta + \tfrac12 \Delta^\top h \Delta
+              \quad \text{subject to} \quad \tfrac12 \Delta^\top \Lambda \Delta \le \epsilon
+
+    over all weights at once: :math:`\Delta = -\hat g / (h + \eta \Lambda)` with one multiplier :math:`\eta`, found by
+    Newton's method on the secular equation from a proven lower bound. Then
+    :math:`\Lambda \leftarrow (h + \nu \Lambda) / (\kappa + \nu)`. State: precision, slope, intercept and the filter's
+    covariance p00, p01, p11 of (b, a), in float32 for half-precision parameters.
+
+    Args:
+        params: parameters or parameter groups; all settings but ``solver``, ``newton_iters``, ``eta_min``, ``scope``
+            and the last two may differ between groups. Groups with different ``lr`` share one constraint, the sum of
+            their KL / ``lr`` is at most 1.
+        lr: the trust region's bound on the KL divergence of a step, in nats; 0 is no step. The length of a step goes
+            with its square root: the authors multiply it by 0.006 where others divide a learning rate by 10.
+        reg_weight: :math:`\kappa`, weight of the KL divergence to the prior.
+        prior_prec: :math:`\lambda_p`, precision of the prior; :math:`\kappa \lambda_p` acts as an L2 penalty.
+        nu: :math:`\nu`, inertia of the precision.
+        var_init: variance of the weights before the first step.
+        filter_var_init: variance of intercept and slope before the first step.
+        process_noise: added to the variance of the intercept each step; with ``measurement_noise`` it sets the memory.
+        process_noise_quad: the same of the slope; None: as the intercept's.
+        measurement_noise: variance of a gradient around the model. Only ratios of the three noises matter.
+        curvature_init: slope before the first step.
+        curvature_floor: smallest slope that counts as curvature.
+        weight_decay: shrinks the weights by ``1 - lr * weight_decay`` before the step.
+        solver: ``"newton"``, exact; ``"bisect"``, the authors' loose bisection, whose steps may exceed the bound.
+        newton_iters: Newton passes over the weights; the last error is scaled away, so the bound holds with any number.
+        eta_min: smallest multiplier; 0.25 mimics the authors' program, which never comes to 0.
+        intercept_init: from the first gradient g: ``"grad"``, b = g; ``"centred"``, b = g - a θ, a model that fits.
+        scope: ``"global"``; ``"group"`` and ``"tensor"`` bound each by itself, which is another method.
+        skip_nonfinite: turn a step with a non-finite gradient into nothing.
+        maximize: ascend.
+        fused: compile the kernels with :func:`torch.compile`.
+
+    The scale of the loss matters: gradients must be unscaled, and averaged rather than summed.
+
+    Raises:
+        ValueError: a setting is outside its range.
+        RuntimeError: in ``step``, a gradient is sparse.
+
+    Reference: Dahlinger, Becker, Hüttenrauch and Neumann, arTuRO, OPT 2023, arXiv 2310.20574.
+
+    Example:
+        >>> import torch
+        >>> from fallline import ArTuRO
+        >>> w = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        >>> optimizer = ArTuRO([w], lr=0.01)
+        >>> for _ in range(200):
+        ...     optimizer.zero_grad()
+        ...     w.square().sum().backward()
+        ...     optimizer.step()
+        >>> bool(w.detach().abs().max() < 1e-2), bool(optimizer.kl <= 0.01)
+        (True, True)
+    """
+
+    _ranges = {
+        "lr": "[0, inf)",
+        "reg_weight": "[0, inf)",
+        "prior_prec": "[0, inf)",
+        "nu": "[0, inf)",
+        "var_init": "(0, inf)",
+        "filter_var_init": "[0, inf)",
+        "process_noise": "[0, inf)",
+        "process_noise_quad": "[0, inf)",
+        "measurement_noise": "(0, inf)",
+        "curvature_init": "(-inf, inf)",
+        "curvature_floor": "[-inf, inf)",
+        "weight_decay": "[0, inf)",
+        "newton_iters": "[0, inf)",
+        "eta_min": "[0, inf)",
+    }
+    _choices = {
+        "solver": ("newton", "bisect"),
+        "intercept_init": ("grad", "centred"),
+        "scope": ("global", "group", "tensor"),
+    }
+    _whole = Optimizer._whole | {"solver", "newton_iters", "eta_min", "scope"}
+    _solution: tuple[Tensor, Tensor] | None = None  # eta and KL of the last step, one number a constraint
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 2.8e-3,
+        *,
+        reg_weight: float = 0.3,
+        prior_prec: float = 0.0015,
+        nu: float = 1.3,
+        var_init: float = 0.01,
+        filter_var_init: float = 5e-5,
+        process_noise: float = 2.5e-3,
+        process_noise_quad: float | None = None,
+        measurement_noise: float = 1.22,
+        curvature_init: float = 0.1,
+        curvature_floor: float = 0.0,
+        weight_decay: float = 0.0,
+        solver: str = "newton",
+        newton_iters: int = 4,
+        eta_min: float = 0.0,
+        intercept_init: str = "grad",
+        scope: str = "global",
+        skip_nonfinite: bool = True,
+        maximize: bool = False,
+        fused: bool = False,
+    ) -> None:
+        gaussian = dict(lr=lr, reg_weight=reg_weight, prior_prec=prior_prec, nu=nu, var_init=var_init)
+        noises = dict(process_noise=process_noise, process_noise_quad=process_noise_quad)
+        noises |= dict(filter_var_init=filter_var_init, measurement_noise=measurement_noise)
+        model = dict(curvature_init=curvature_init, curvature_floor=curvature_floor, intercept_init=intercept_init)
+        solve = dict(solver=solver, newton_iters=newton_iters, eta_min=eta_min, scope=scope)
+        run = dict(weight_decay=weight_decay, skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
+        super().__init__(params, {**gaussian, **noises, **model, **solve, **run})
+
+    @staticmethod
+    def published(name: str) -> dict[str, float]:
+        """Settings of an experiment in the authors' program: ``ArTuRO(params, **ArTuRO.published("cifar10-cnn"))``.
+
+        Raises:
+            ValueError: no such experiment; the message has their names.
+        """
+        if name not in PUBLISHED:
+            raise ValueError(f"no published setting {name!r}: one of {', '.join(PUBLISHED)}")
+        return dict(PUBLISHED[name])
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        super()._check(settings)
+        kappa, nu, floor = settings["reg_weight"], settings["nu"], settings["curvature_floor"]
+        if kappa + nu == 0:
+            raise ValueError(f"nu={nu!r} is outside its range: a number in (0, inf) where reg_weight is 0")
+        if settings["newton_iters"] != int(settings["newton_iters"]):
+            raise ValueError(f"newton_iters={settings['newton_iters']!r} is outside its range: a whole number")
+        if settings["solver"] == "bisect" and settings["scope"] != "global":
+            raise ValueError(f"scope={settings['scope']!r} is unknown with solver='bisect': one of 'global'")
+        least = -kappa * settings["prior_prec"]
+        if settings["solver"] == "newton" and floor < least:
+            raise ValueError(f"curvature_floor={floor!r} is outside its range: a number in [{least!r}, inf)")
+
+    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {
+            "precision": full_like(p, 1 / group["var_init"]),
+            "slope": full_like(p, group["curvature_init"]),
+            "intercept": zeros_like(p),
+            "p00": full_like(p, group["filter_var_init"]),
+            "p01": zeros_like(p),
+            "p11": full_like(p, group["filter_var_init"]),
+            "started": scalar_like(p),
+        }
+
+    def _init_shared(self) -> dict[str, Any]:
+        return {"multiplier": -1.0, **super()._init_shared()}  # the bisection starts from the last one
+
+    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+        ok = self._finite(groups) if groups[0].skip_nonfinite else None
+        moments = []
+        for t in groups:
+            t.z, t.w = [torch.empty_like(a) for a in t.slope], [torch.empty_like(a) for a in t.slope]
+            t.c = t.reg_weight * t.prior_prec
+            decay = t.lr * t.weight_decay if ok is None else ok.to(shared.multiplier.dtype) * (t.lr * t.weight_decay)
+            t.shrink = 1 - decay if t.weight_decay else None
+            quad = t.process_noise if t.process_noise_quad is None else t.process_noise_quad
+            model = dict(q=t.process_noise, q_quad=quad, r=t.measurement_noise, c=t.c, floor=t.curvature_floor)
+            start = t.curvature_init if t.intercept_init == "centred" else None
+            state = (t.precision, t.slope, t.intercept, t.p00, t.p01, t.p11, t.started)
+            scalars = dict(shrink=t.shrink, start=start, radius=(2 * t.lr) ** 0.5, ok=ok, **model)
+            moments.append(self._sums(filter_, t, t.grads, *state, t.z, t.w, maxima=1, **scalars))
+
+        region = TrustRegion(groups, groups[0].scope, self._sums)
+        S, Sw, reach = (torch.cat(sums) for sums in zip(*moments, strict=True))
+        eta_min = groups[0].eta_min
+        if groups[0].solver == "newton":
+            eta, scale, kl = region.newton(S, Sw, reach, groups[0].newton_iters, eta_min)
+        else:
+            eta, scale, kl = region.bisect(shared.multiplier, eta_min)
+        if ok is not None:
+            shared.skipped.add_(~ok)
+            scale, kl = torch.where(ok, scale, 0.0), torch.where(ok, kl, 0.0)
+        multiplier = eta.amax()
+        shared.multiplier.copy_(multiplier if ok is None else torch.where(ok, multiplier, shared.multiplier))
+        self._solution = region.each(eta), region.each(region.over(torch.sum, kl))
+
+        for t, own, by in zip(groups, region.own(eta).split(region.sizes), scale.split(region.sizes), strict=True):
+            run = dict(shrink=t.shrink, kappa=t.reg_weight, nu=t.nu, ok=ok)
+            self._each(move_, t, t.precision, t.z, t.w, own, by, **run)
+            started = (
+                torch.ones_like(by) if ok is None else torch.stack(t.started).to(by.dtype).maximum(ok.to(by.dtype))
+            )
+            torch._foreach_copy_(t.started, started.unbind())
+
+    # -- readings: what the last step found, one number a constraint: 0-D, or [groups] or [tensors] with ``scope`` ----
+
+    @property
+    def eta(self) -> Tensor:
+        """Multiplier of the last step, in units of the largest bound; NaN before the first."""
+        return self._reading(0)
+
+    @property
+    def kl(self) -> Tensor:
+        """KL divergence of the last step, in nats: at most the largest bound; 0 of a skipped step."""
+        return self._reading(1)
+
+    @property
+    def active(self) -> Tensor:
+        """Whether the bound was active in the last step."""
+        eta_min: float = self.param_groups[0]["eta_min"]
+        return self.eta > eta_min
+
+    @property
+    @torch.no_grad()
+    def curvature(self) -> Tensor:
+        """Median of the curvatures h of all weights, or of those on this rank: 0-D tensor. One pass and a sort."""
+        curvatures = [
+            (a.clamp_min(t.curvature_floor) + t.reg_weight * t.prior_prec).flatten()
+            for t in self._groups(lambda p: p in self.state)
+            for a in t.slope
+        ]
+        return torch.cat(curvatures).median()
+
+    def _reading(self, i: int) -> Tensor:
+        if self._solution is not None:
+            return self._solution[i]
+        missing: Tensor = self.param_groups[0]["multiplier"].new_full((), torch.nan)
+        return missing
