@@ -1,16 +1,28 @@
 """A small problem for the KOALAs: regression by a network of four blocks, another batch at every step."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fallline import KOALA, MomentumKOALA, VanillaKOALA
+from fallline import KOALA, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
 from reference import koala as reference
+from reference.koala_pp import PlusPlus
 
-METHODS = {"V": VanillaKOALA, "M": MomentumKOALA}
-SCALARS = {"V": ["covariance", "measurement_noise"], "M": ["p11", "p12", "p22", "measurement_noise", "process_noise"]}
+METHODS: dict[str, type[KOALA]] = {"V": VanillaKOALA, "M": MomentumKOALA, "++": KOALAPlusPlus}
+SHARED = ["V", "M"]  # the methods whose weights all share one covariance
+REFERENCES: dict[str, type[reference.Koala]] = {
+    "V": reference.Vanilla,
+    "M": reference.Momentum,
+    "++": PlusPlus,
+}
+SCALARS = {
+    VanillaKOALA: ["covariance", "measurement_noise"],
+    MomentumKOALA: ["p11", "p12", "p22", "measurement_noise", "process_noise"],
+    KOALAPlusPlus: ["measurement_noise"],
+}
 
 Blocks = list[list[float]]
 
@@ -60,9 +72,13 @@ def lists(tensors: Any) -> Blocks:
 
 
 def scalars(optimizer: KOALA) -> dict[str, float]:
-    """The shared scalars of a KOALA-V or -M."""
-    names = SCALARS["M" if isinstance(optimizer, MomentumKOALA) else "V"]
-    return {name: float(optimizer.param_groups[0][name]) for name in names}
+    """The shared scalars of a KOALA; of a KOALA++ also S of each block."""
+    group = optimizer.param_groups[0]
+    numbers = {name: float(group[name]) for name in SCALARS[type(optimizer)]}
+    if isinstance(optimizer, KOALAPlusPlus):
+        blocks = [p for group in optimizer.param_groups for p in group["params"]]
+        numbers |= {f"S{i}": float(optimizer.state[p]["innovation_variance"]) for i, p in enumerate(blocks)}
+    return numbers
 
 
 def reference_scalars(plain: reference.Koala) -> dict[str, float]:
@@ -71,14 +87,66 @@ def reference_scalars(plain: reference.Koala) -> dict[str, float]:
         (p11, p12), (p21, p22) = plain.P
         assert p12 == pytest.approx(p21, rel=1e-14)
         return {"p11": p11, "p12": p12, "p22": p22, "measurement_noise": plain.R, "process_noise": plain.qx}
+    if isinstance(plain, PlusPlus):
+        variances = {f"S{i}": 0.0 if m is None else m.S for i, m in enumerate(plain.memory)}
+        return {"measurement_noise": plain.R, **variances}
+    assert isinstance(plain, reference.Vanilla)
     return {"covariance": plain.P[0][0], "measurement_noise": plain.R}
 
 
 def assert_same(optimizer: KOALA, parameters: list[Tensor], plain: reference.Koala, rel: float = 1e-9) -> None:
-    """Parameters and shared scalars are those of the reference."""
+    """Parameters, shared scalars and, of a KOALA++, the state of each block are those of the reference."""
     for mine, wanted in zip(lists(parameters), plain.blocks, strict=True):
         assert mine == pytest.approx(wanted, rel=rel, abs=1e-12)
     assert scalars(optimizer) == pytest.approx(reference_scalars(plain), rel=rel, abs=1e-15)
+    if isinstance(plain, PlusPlus):
+        for p, memory in zip(parameters, plain.memory, strict=True):
+            nothing = [0.0] * p.numel()
+            H, v = (nothing, nothing) if memory is None else (memory.H, memory.v)
+            mine_H, mine_v = lists([optimizer.state[p]["gradient"], optimizer.state[p]["product"]])
+            assert mine_H == pytest.approx(H, rel=rel, abs=1e-12)
+            assert mine_v == pytest.approx(v, rel=rel, abs=rel * math.hypot(*v) + 1e-15)
+
+
+def assert_path(method: str, settings: dict[str, Any], groups: int, form: str, steps: int) -> None:
+    """A run in float64 is the reference's: predicted point, filtered point, scalars and state to 1e-9.
+
+    With two groups, the second has its own learning rate and weight decay.
+    """
+    parameters = start()
+    if groups == 1:
+        optimizer = METHODS[method](parameters, **settings)
+        plain = REFERENCES[method](lists(parameters), **settings)
+    else:
+        optimizer = METHODS[method](
+            [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.3, "weight_decay": 0.1}], **settings
+        )
+        lr, decay = settings.get("lr", 1.0), settings.get("weight_decay", 0.0)
+        both = settings | {"lr": [lr, 0.3, 0.3, 0.3], "weight_decay": [decay, 0.1, 0.1, 0.1]}
+        plain = REFERENCES[method](lists(parameters), **both)
+
+    for t in range(steps):
+        if t == 0 or form == "stages":
+            plain.predict()
+        if form == "stages":
+            optimizer.predict()
+        assert_same(optimizer, parameters, plain)
+        loss, gradients, loss_var = at(plain.blocks, t)
+        losses = backward(optimizer, parameters, t)
+        if form == "stages":
+            plain.update(loss, gradients, loss_var)
+            optimizer.update(losses.mean(), losses.square().mean())
+            assert_same(optimizer, parameters, plain)
+        else:
+            plain.update(loss, gradients, loss_var)
+            filtered = [*plain.blocks]
+            plain.predict()
+            optimizer.step(loss=losses)
+            with optimizer.posterior():
+                for mine, wanted in zip(lists(parameters), filtered, strict=True):
+                    assert mine == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+    moved = math.dist([x for b in plain.blocks for x in b], [x for b in lists(start()) for x in b])
+    assert 0.1 < moved < 100
 
 
 def snapshot(optimizer: KOALA, parameters: list[Tensor]) -> list[Tensor]:

@@ -143,6 +143,7 @@ def test_step_takes_a_closure_and_returns_its_value(name: str) -> None:
     assert_same(list(one.parameters()), list(two.parameters()))
 
 
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "arturo-group"])  # where they are to differ
 def test_two_groups_alike_are_one(name: str) -> None:
     one, two = net(torch.float64), net(torch.float64)
     ps = list(two.parameters())

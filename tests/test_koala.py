@@ -1,4 +1,4 @@
-"""KOALA-V and KOALA-M: the paths of their references, the filter's identities, and the order of its stages."""
+"""The KOALAs: paths of the references of V and M, what all keep, and the order of the two stages."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,10 @@ from torch import Tensor
 from fallline import KOALA, MomentumKOALA, VanillaKOALA
 from problem import (
     METHODS,
+    REFERENCES,
+    SHARED,
     assert_equal,
+    assert_path,
     assert_same,
     at,
     backward,
@@ -23,7 +26,6 @@ from problem import (
     start,
     vector,
 )
-from reference import koala as reference
 
 # -- the path of the reference -----------------------------------------------------------------------------
 
@@ -59,42 +61,7 @@ def label(value: Any) -> str:
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize(("method", "settings"), SETTINGS, ids=label)
 def test_path_is_the_reference_s(method: str, settings: dict[str, Any], groups: int, form: str) -> None:
-    """40 steps in float64: predicted point, filtered point and every shared scalar to 1e-9."""
-    parameters = start()
-    plain_class = {"V": reference.Vanilla, "M": reference.Momentum}[method]
-    if groups == 1:
-        optimizer = METHODS[method](parameters, **settings)
-        plain = plain_class(lists(parameters), **settings)
-    else:  # the second group has its own learning rate and weight decay
-        optimizer = METHODS[method](
-            [{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.3, "weight_decay": 0.1}], **settings
-        )
-        lr, decay = settings.get("lr", 1.0), settings.get("weight_decay", 0.0)
-        both = settings | {"lr": [lr, 0.3, 0.3, 0.3], "weight_decay": [decay, 0.1, 0.1, 0.1]}
-        plain = plain_class(lists(parameters), **both)
-
-    for t in range(40):
-        if t == 0 or form == "stages":
-            plain.predict()
-        if form == "stages":
-            optimizer.predict()
-        assert_same(optimizer, parameters, plain)
-        loss, gradients, loss_var = at(plain.blocks, t)
-        losses = backward(optimizer, parameters, t)
-        if form == "stages":
-            plain.update(loss, gradients, loss_var)
-            optimizer.update(losses.mean(), losses.square().mean())
-            assert_same(optimizer, parameters, plain)
-        else:
-            plain.update(loss, gradients, loss_var)
-            filtered = [*plain.blocks]
-            plain.predict()
-            optimizer.step(loss=losses)
-            with optimizer.posterior():
-                for mine, wanted in zip(lists(parameters), filtered, strict=True):
-                    assert mine == pytest.approx(wanted, rel=1e-9, abs=1e-12)
-    moved = math.dist([x for b in plain.blocks for x in b], [x for b in lists(start()) for x in b])
-    assert 0.1 < moved < 100
+    assert_path(method, settings, groups, form, steps=40)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -151,13 +118,13 @@ def test_frozen_parameters_take_no_part(average_init: str) -> None:
 def test_a_late_group_joins_the_filter(method: str) -> None:
     parameters = start()
     optimizer = METHODS[method](parameters[:2])
-    plain = {"V": reference.Vanilla, "M": reference.Momentum}[method](lists(parameters[:2]))
+    plain = REFERENCES[method](lists(parameters[:2]))
     plain.predict()
     for t in range(10):
         if t == 4:
             optimizer.add_param_group({"params": parameters[2:], "lr": 0.5})
-            late = {"V": reference.Vanilla, "M": reference.Momentum}[method](lists(parameters[2:]), 0.5)
-            for name in ("blocks", "filtered", "velocity", "average", "lr", "weight_decay"):
+            late = REFERENCES[method](lists(parameters[2:]), 0.5)
+            for name in ("blocks", "filtered", "velocity", "average", "memory", "lr", "weight_decay"):
                 getattr(plain, name, []).extend(getattr(late, name, []))
         fixed = lists(parameters[2:]) if t < 4 else []
         loss, gradients, loss_var = at(plain.blocks + fixed, t)
@@ -180,13 +147,13 @@ def feed(optimizer: KOALA, p: Tensor, gradient: Tensor, loss: float, loss_var: f
     optimizer.update(loss, loss_var)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SHARED)
 def test_closed_forms_are_the_matrix_form(method: str) -> None:
     """Norms and losses over ten orders of magnitude; the covariance stays one."""
     torch.manual_seed(0)
     parameters = [torch.zeros(n, dtype=torch.float64, requires_grad=True) for n in (3, 5)]
     optimizer = METHODS[method](parameters, r=1e-2)
-    plain = {"V": reference.Vanilla, "M": reference.Momentum}[method](lists(parameters), r=1e-2)
+    plain = REFERENCES[method](lists(parameters), r=1e-2)
     for _ in range(60):
         plain.predict()
         optimizer.predict()
@@ -203,7 +170,7 @@ def test_closed_forms_are_the_matrix_form(method: str) -> None:
             assert now["p12"] ** 2 <= now["p11"] * now["p22"] * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SHARED)
 def test_covariance_is_right_where_the_printed_difference_cancels(method: str) -> None:
     """R = 1e-12 P |h|^2: P - P^2 |h|^2/S has four digits in double precision, P R/S has all."""
     p = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -218,7 +185,7 @@ def test_covariance_is_right_where_the_printed_difference_cancels(method: str) -
         assert scalars(optimizer)[name] == pytest.approx(wanted, rel=1e-12, abs=0)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", SHARED)
 def test_on_one_weight_it_is_the_textbook_filter(method: str) -> None:
     """Nothing is approximated for one weight and a linear loss: compare with the Kalman filter's five equations."""
     torch.manual_seed(1)
@@ -268,7 +235,9 @@ def test_the_scale_of_the_loss_cancels(method: str) -> None:
             losses.mean().backward()
             optimizer.step(loss=losses)
         numbers = scalars(optimizer)
-        numbers["measurement_noise"] /= c**2
+        for name in numbers:
+            if name == "measurement_noise" or name.startswith("S"):  # R and S are squares of losses
+                numbers[name] /= c**2
         ends.append((torch.cat([p.detach().flatten() for p in parameters]), numbers))
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-9, atol=1e-12)
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-9)
@@ -307,6 +276,7 @@ def test_without_velocity_m_is_v(weight_decay: float) -> None:
     [
         ("V", {}, True),
         ("M", {}, True),
+        ("++", {}, True),
         ("V", {"weight_decay_mode": "reference"}, False),  # the defect of the authors' program, kept for comparison
     ],
 )
@@ -333,7 +303,7 @@ def test_missing_gradients_follow_the_reference(missing: str, method: str, form:
     parameters = start()
     settings = {"weight_decay": 0.02}
     optimizer = METHODS[method](parameters, **settings)
-    plain = {"V": reference.Vanilla, "M": reference.Momentum}[method](lists(parameters), **settings)
+    plain = REFERENCES[method](lists(parameters), **settings)
     for t in range(20):
         if t == 0 or form == "stages":
             plain.predict()
@@ -358,10 +328,11 @@ def test_missing_gradients_follow_the_reference(missing: str, method: str, form:
         assert_same(optimizer, parameters, plain)
 
 
-def test_a_gradient_just_long_enough_is_used() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gradient_just_long_enough_is_used(method: str) -> None:
     for length, moved in ((0.9e-9, False), (1.1e-9, True)):
         p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-        feed(VanillaKOALA([p], r=1e-20), p, vector([length]), 1.0)
+        feed(METHODS[method]([p], r=1e-20), p, vector([length]), 1.0)
         assert (p.item() != 0) is moved
 
 
@@ -376,8 +347,12 @@ def test_a_zero_loss_moves_nothing_and_contracts_the_covariance(method: str) -> 
     after = scalars(optimizer)
     assert p.tolist() == [1.0, 1.0]
     assert after["measurement_noise"] == pytest.approx(0.9)
-    name = "covariance" if method == "V" else "p11"
-    assert after[name] == pytest.approx(before[name] * 0.9 / (25 * before[name] + 0.9), rel=1e-12)
+    if method in SHARED:
+        name = "covariance" if method == "V" else "p11"
+        assert after[name] == pytest.approx(before[name] * 0.9 / (25 * before[name] + 0.9), rel=1e-12)
+    else:  # from sigma = q = 1 by the virtual measurement
+        product = optimizer.state[p]["product"]
+        torch.testing.assert_close(product, 2 * 0.9 / (25 * 2 + 0.9) * p.grad, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -404,7 +379,10 @@ def test_without_measurement_noise_it_is_a_polyak_step(method: str) -> None:
     optimizer = METHODS[method]([p], 0.5, r=0.0)
     feed(optimizer, p, vector([3.0, 4.0]), 2.0)
     torch.testing.assert_close(p.detach(), vector([1 - 0.5 * 2 * 3 / 25, -1 - 0.5 * 2 * 4 / 25]), rtol=1e-12, atol=0)
-    assert scalars(optimizer)["covariance" if method == "V" else "p11"] == pytest.approx(0, abs=1e-25)
+    if method == "++":
+        assert optimizer.state[p]["product"].tolist() == pytest.approx([0, 0], abs=1e-25)
+    else:
+        assert scalars(optimizer)["covariance" if method == "V" else "p11"] == pytest.approx(0, abs=1e-25)
     optimizer.predict()
     if method == "V":
         assert scalars(optimizer)["covariance"] == pytest.approx(1.0)
@@ -484,7 +462,7 @@ def test_a_failed_update_leaves_its_prediction_standing(method: str, broken: str
     """As if nothing had been measured: weights and covariance stay where `predict` put them."""
     parameters = start()
     optimizer = METHODS[method](parameters)
-    plain = {"V": reference.Vanilla, "M": reference.Momentum}[method](lists(parameters))
+    plain = REFERENCES[method](lists(parameters))
     for t in range(8):
         plain.predict()
         optimizer.predict()
@@ -529,7 +507,7 @@ def test_the_forms_may_take_turns(method: str) -> None:
     """`predict` after `step` finds its prediction made: it moves nothing."""
     parameters = start()
     optimizer = METHODS[method](parameters)
-    plain = {"V": reference.Vanilla, "M": reference.Momentum}[method](lists(parameters))
+    plain = REFERENCES[method](lists(parameters))
     for t in range(12):
         plain.predict()
         plain.update(*at(plain.blocks, t))
@@ -645,9 +623,10 @@ def test_training_at_the_filtered_point_is_refused() -> None:
             call()
 
 
-def test_for_v_the_filtered_point_is_the_point() -> None:
+@pytest.mark.parametrize("method", ["V", "++"])
+def test_without_velocity_the_filtered_point_is_the_point(method: str) -> None:
     parameters = start()
-    optimizer = VanillaKOALA(parameters)
+    optimizer = METHODS[method](parameters)
     for t in range(3):
         optimizer.step(loss=backward(optimizer, parameters, t))
         before = snapshot(optimizer, parameters)

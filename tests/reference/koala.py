@@ -10,6 +10,7 @@ as printed, where the library has closed forms of its entries. A block is one te
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 Vector = list[float]
 Matrix = list[list[float]]
@@ -40,17 +41,14 @@ def dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 class Koala:
-    """The filter: `blocks` of parameters, the shared covariance `P`, the measurement noise `R`.
+    """What all KOALAs share: `blocks` of parameters, their innovations, and the measurement noise `R`.
 
     Args:
         blocks: the parameters, one list for each tensor.
         lr: factor on the innovation, one for all blocks or one each.
-        P: covariance at the start, 1x1 or 2x2.
-        F: the dynamics, of the same size.
         r: measurement noise if fixed; None estimates it from the losses, from 1.0 on.
         alpha_r: share of the old estimate in the new one.
         weight_decay: one for all blocks or one each.
-        raw_direction: move along the gradient without weight decay, as the authors' KOALA-V does.
         target: the wanted loss, or a function of the loss that gives it.
     """
 
@@ -59,42 +57,27 @@ class Koala:
         blocks: Sequence[Sequence[float]],
         lr: float | Sequence[float],
         *,
-        P: Matrix,
-        F: Matrix,
         r: float | None = None,
         alpha_r: float = 0.9,
         weight_decay: float | Sequence[float] = 0.0,
-        raw_direction: bool = False,
         target: Target = 0.0,
     ) -> None:
         count = len(blocks)
         self.blocks = [list(b) for b in blocks]
-        self.filtered = [list(b) for b in blocks]  # where the last prediction of each block set out
-        self.velocity = [[0.0] * len(b) for b in blocks]
         self.lr = list(lr) if isinstance(lr, Sequence) else [lr] * count
         self.weight_decay = list(weight_decay) if isinstance(weight_decay, Sequence) else [weight_decay] * count
-        self.P, self.F = P, F
         self.r, self.alpha_r, self.R = r, alpha_r, 1.0 if r is None else r
-        self.raw_direction, self.target = raw_direction, target
-
-    def process_noise(self) -> Matrix:
-        """Q of the coming prediction."""
-        raise NotImplementedError
-
-    def treated(self, i: int) -> None:
-        """Called after block i was updated."""
+        self.target = target
 
     def predict(self, moving: Sequence[bool] | None = None) -> None:
         """The filter's first stage; `moving` tells the blocks whose weights and velocities take part (default: all)."""
-        moves = [i for i in range(len(self.blocks)) if moving is None or moving[i]]
-        for i in moves:
-            self.filtered[i] = self.blocks[i]
-        Q = self.process_noise()
-        if len(self.P) == 2:
-            for i in moves:
-                self.blocks[i] = [x + v for x, v in zip(self.blocks[i], self.velocity[i], strict=True)]
-                self.velocity[i] = [self.F[1][1] * v for v in self.velocity[i]]
-        self.P = plus(matmul(matmul(self.F, self.P), transpose(self.F)), Q)
+
+    def correct(self, i: int, g: Vector, h: Vector, innovation: float) -> None:
+        """Correct block i by its gradient `g`, by `h`, which has the weight decay too, and by its innovation."""
+        raise NotImplementedError
+
+    def contract(self) -> None:
+        """Correct a covariance that the blocks share, after all of them."""
 
     def update(self, loss: float, gradients: Sequence[Vector | None], loss_var: float | None = None) -> None:
         """The filter's second stage.
@@ -111,25 +94,13 @@ class Koala:
         if self.r is None:
             self.R = self.alpha_r * self.R + (1 - self.alpha_r) * second_moment
 
-        h_tilde = 0.0
         for i, g in enumerate(gradients):
             if g is None or math.sqrt(dot(g, g)) < EPS:
                 continue
             x, decay = self.blocks[i], self.weight_decay[i]
             h = [gj + decay * xj for gj, xj in zip(g, x, strict=True)]
-            S = self.P[0][0] * dot(h, h) + self.R
-            innovation = loss - target + decay / 2 * dot(x, x)
-            gain = [row[0] / S for row in self.P]
-            direction = g if self.raw_direction else h
-            self.blocks[i] = [xj - self.lr[i] * innovation * gain[0] * dj for xj, dj in zip(x, direction, strict=True)]
-            if len(self.P) == 2:
-                self.velocity[i] = [
-                    vj - self.lr[i] * innovation * gain[1] * hj for vj, hj in zip(self.velocity[i], h, strict=True)
-                ]
-            self.treated(i)
-            h_tilde = max(h_tilde, dot(h, h) / S)
-        D = [[h_tilde if i == j == 0 else 0.0 for j in range(len(self.P))] for i in range(len(self.P))]
-        self.P = plus(self.P, matmul(matmul(self.P, D), self.P), -1.0)
+            self.correct(i, g, h, loss - target + decay / 2 * dot(x, x))
+        self.contract()
 
     def step(self, loss: float, gradients: Sequence[Vector | None], loss_var: float | None = None) -> None:
         """Update, then the prediction for the next step; a block without gradient takes part in neither."""
@@ -137,7 +108,63 @@ class Koala:
         self.predict([g is not None for g in gradients])
 
 
-class Vanilla(Koala):
+class Shared(Koala):
+    """A KOALA whose weights all have the covariance `P`, 1x1 or 2x2, and the dynamics `F`.
+
+    Args:
+        P: covariance at the start.
+        F: the dynamics, of the same size.
+        raw_direction: move along the gradient without weight decay, as the authors' KOALA-V does.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Sequence[float]],
+        lr: float | Sequence[float],
+        *,
+        P: Matrix,
+        F: Matrix,
+        raw_direction: bool = False,
+        **measurement: Any,
+    ) -> None:
+        super().__init__(blocks, lr, **measurement)
+        self.filtered = [list(b) for b in blocks]  # where the last prediction of each block set out
+        self.velocity = [[0.0] * len(b) for b in blocks]
+        self.P, self.F, self.raw_direction = P, F, raw_direction
+        self.h_tilde = 0.0
+
+    def process_noise(self) -> Matrix:
+        """Q of the coming prediction."""
+        raise NotImplementedError
+
+    def predict(self, moving: Sequence[bool] | None = None) -> None:
+        moves = [i for i in range(len(self.blocks)) if moving is None or moving[i]]
+        for i in moves:
+            self.filtered[i] = self.blocks[i]
+        Q = self.process_noise()
+        if len(self.P) == 2:
+            for i in moves:
+                self.blocks[i] = [x + v for x, v in zip(self.blocks[i], self.velocity[i], strict=True)]
+                self.velocity[i] = [self.F[1][1] * v for v in self.velocity[i]]
+        self.P = plus(matmul(matmul(self.F, self.P), transpose(self.F)), Q)
+
+    def correct(self, i: int, g: Vector, h: Vector, innovation: float) -> None:
+        S = self.P[0][0] * dot(h, h) + self.R
+        change = [self.lr[i] * innovation * row[0] / S for row in self.P]
+        direction = g if self.raw_direction else h
+        self.blocks[i] = [x - change[0] * d for x, d in zip(self.blocks[i], direction, strict=True)]
+        if len(self.P) == 2:
+            self.velocity[i] = [v - change[1] * hj for v, hj in zip(self.velocity[i], h, strict=True)]
+        self.h_tilde = max(self.h_tilde, dot(h, h) / S)
+
+    def contract(self) -> None:
+        size = range(len(self.P))
+        D = [[self.h_tilde if i == j == 0 else 0.0 for j in size] for i in size]
+        self.P = plus(self.P, matmul(matmul(self.P, D), self.P), -1.0)
+        self.h_tilde = 0.0
+
+
+class Vanilla(Shared):
     """KOALA-V: P is one number, F = 1, Q = q."""
 
     def __init__(
@@ -170,7 +197,7 @@ class Vanilla(Koala):
         return [[self.q]]
 
 
-class Momentum(Koala):
+class Momentum(Shared):
     """KOALA-M: weight and velocity, F = [[1, 1], [0, a]], Q = diag(qx, qv) with an adaptive qx."""
 
     def __init__(
@@ -204,5 +231,6 @@ class Momentum(Koala):
             self.qx = dot(apart, apart) / len(apart)
         return [[self.qx, 0.0], [0.0, self.qv]]
 
-    def treated(self, i: int) -> None:
+    def correct(self, i: int, g: Vector, h: Vector, innovation: float) -> None:
+        super().correct(i, g, h, innovation)
         self.average[i] = [0.9 * a + 0.1 * x for a, x in zip(self.average[i], self.blocks[i], strict=True)]

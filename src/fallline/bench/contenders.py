@@ -156,6 +156,16 @@ CONTENDERS = {
             source="Davtyan et al. 2022; around its program's settings (lr 1, qv 0.01, a 0.9, weight decay 5e-4)",
         ),
         Contender(
+            "koala-pp",
+            "KOALA++",
+            plain("koala-pp"),
+            {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)},
+            fixed={"sigma": 0.1},
+            ours=True,
+            source="Xia et al. 2025; around its program's settings (lr 1 and 2, sigma and q 0.1 and 0.2, weight decay "
+            "1e-4 and 5e-4)",
+        ),
+        Contender(
             "coolmomentum",
             "CoolMomentum",
             coolmomentum,

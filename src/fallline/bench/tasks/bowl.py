@@ -62,6 +62,7 @@ class Bowl(Task):
         return {
             "koala-v": {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0},
             "koala-m": {"lr": lr, "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
+            "koala-pp": {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0},
             # Nothing cools here, so the schedule does not come into play.
             "coolmomentum": {"lr": lr, "rho_0": momentum, "schedule": "exponential"},
             "sgd": {"lr": lr, "momentum": momentum, "weight_decay": 0.0},
