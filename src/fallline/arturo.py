@@ -277,10 +277,9 @@ class ArTuRO(Optimizer):
         for t, own, by in zip(groups, region.own(eta).split(region.sizes), scale.split(region.sizes), strict=True):
             run = dict(shrink=t.shrink, kappa=t.reg_weight, nu=t.nu, ok=ok)
             self._each(move_, t, t.precision, t.z, t.w, own, by, **run)
-            started = (
-                torch.ones_like(by) if ok is None else torch.stack(t.started).to(by.dtype).maximum(ok.to(by.dtype))
-            )
-            torch._foreach_copy_(t.started, started.unbind())
+            had = torch.stack(t.started).to(by.dtype)
+            now = torch.ones_like(had) if ok is None else had.maximum(ok.to(had.dtype))
+            torch._foreach_copy_(t.started, now.unbind())
 
     # -- readings: what the last step found, one number a constraint: 0-D, or [groups] or [tensors] with ``scope`` ----
 

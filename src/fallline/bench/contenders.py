@@ -5,6 +5,7 @@ here with its source, printed in every report, and wide enough that the best set
 gets the same number of trials: a method with more to tune pays for it.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -80,6 +81,20 @@ def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizo
     return Team(matrices, torch.optim.AdamW(rest, lr=adamw_lr, weight_decay=settings["weight_decay"]))
 
 
+def published(setting: str, widened: float, over: str | None = None) -> Range:
+    """From the smallest to the largest value in arTuRO's published settings, and by a factor to either side.
+
+    With `over` it is the ratio of two settings that the published ones determine, at the default of the second.
+    """
+    settings = [fallline.ArTuRO.published(experiment) for experiment in ARTURO_EXPERIMENTS]
+    if over is None:
+        values = [each[setting] for each in settings]
+    else:
+        default = inspect.signature(fallline.ArTuRO).parameters[over].default
+        values = [each[setting] / each[over] * default for each in settings]
+    return Range(float(f"{min(values) / widened:.2g}"), float(f"{max(values) * widened:.2g}"))
+
+
 @dataclass(frozen=True)
 class Contender:
     """One entry of a race."""
@@ -135,9 +150,32 @@ class Contender:
         return None
 
 
+ARTURO_EXPERIMENTS = (
+    "fashion-mnist-cnn",
+    "fashion-mnist-resnet18",
+    "cifar10-cnn",
+    "cifar100-cnn",
+    "cifar10-resnet34",
+    "cifar100-resnet34",
+)
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
+        Contender(
+            "arturo",
+            "arTuRO",
+            plain("arturo"),
+            {
+                "lr": published("lr", widened=3),
+                "reg_weight": published("reg_weight", widened=3),
+                # Of the filter's three noises only ratios matter, and its first variance soon does not.
+                "process_noise": published("process_noise", widened=10, over="measurement_noise"),
+            },
+            ours=True,
+            source="Dahlinger et al. 2023; around its program's six settings, lr and reg_weight widened by 3, "
+            "process_noise / measurement_noise by 10 (pilot runs on small networks)",
+        ),
         Contender(
             "koala-v",
             "KOALA-V",
