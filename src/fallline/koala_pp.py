@@ -56,7 +56,7 @@ class KOALAPlusPlus(KOALA):
         params: parameters or parameter groups; ``lr``, ``sigma``, ``q``, ``symmetric`` and ``weight_decay`` may differ.
         lr: multiplies the innovation, as in :class:`VanillaKOALA`.
         sigma: variance of the weights before the first step.
-        q: process noise, added to the variance each step.
+        q: process noise, added to the variance each step. With 0, a tensor whose v was set to 0 rests for good.
         symmetric: the least-norm matrix among the symmetric ones; False: among all (the paper's "vanilla").
         r, alpha_r, weight_decay, target, skip_nonfinite, maximize, fused: as in :class:`VanillaKOALA`.
 

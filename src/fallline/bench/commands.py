@@ -16,7 +16,7 @@ from rich.text import Text
 
 import fallline
 from fallline.bench import display
-from fallline.bench.contenders import CONTENDERS, get_contender
+from fallline.bench.contenders import CONTENDERS, TEAM, get_contender
 from fallline.bench.environment import environment
 from fallline.bench.pool import available_cores, local_pool
 from fallline.bench.race import Design, RaceError
@@ -70,9 +70,11 @@ def race(
     optimizers: Annotated[
         str,
         typer.Option(
-            metavar="A,B,C", help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class."
+            metavar="A,B,C",
+            help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class; [b]all[/b] for "
+            "the whole list.",
         ),
-    ] = ",".join(CONTENDERS),
+    ] = ",".join(TEAM),
     size: Annotated[
         Size | None,
         typer.Option(help="Trials for each optimizer: S 20, M 50, L 75.", case_sensitive=False, show_default="S"),
@@ -95,6 +97,8 @@ def race(
     [b]Examples[/b]
 
     fallline race
+
+    fallline race --optimizers all
 
     fallline race bowl --optimizers coolmomentum,sgd,adamw
 
@@ -154,11 +158,16 @@ def list_() -> None:
     for name in TASKS:
         tasks.add_row(Text(name, style="bold"), get_task(name).summary)
     racers = Table(
-        title="Optimizers", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False
+        title="Optimizers (* races unless others are named)",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        show_header=False,
     )
     for name in CONTENDERS:
         space = "; ".join(f"{setting} {dimension}" for setting, dimension in get_contender(name).space.items())
-        racers.add_row(Text(name, style="bold"), space)
+        racers.add_row(Text(name + (" *" if name in TEAM else ""), style="bold"), space)
     console.print(tasks)
     console.print()
     console.print(racers)
@@ -170,6 +179,7 @@ def checked_names(task: str, optimizers: str) -> tuple[str, ...]:
     """The optimizers' names, checked along with the task's."""
     names = [name.strip() for name in optimizers.split(",") if name.strip()]
     names = [name if ":" in name else name.lower() for name in names]
+    names = [one for name in names for one in (CONTENDERS if name == "all" else (name,))]
     try:
         get_task(task)
     except ValueError as error:

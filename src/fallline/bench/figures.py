@@ -20,17 +20,17 @@ from fallline.bench.tasks import get_task
 
 Figure = dict[str, Any]
 
-# After Okabe and Ito (2008), darkened or lightened for the ground: on white, on black, on either. Theirs are used up
-# with six; the two at the end of ours are told from the rest by lightness too, for whoever sees hues less well.
+# After Okabe and Ito (2008), darkened or lightened for the ground: on white, on black, on either. The last two differ
+# from the rest in lightness too, for whoever sees fewer hues.
 COLOURS = {
     "koala-v": ("#c85200", "#ff9a56", "#d55e00"),
     "koala-m": ("#a83a86", "#f0a3d6", "#cc5fa4"),
-    "koala-pp": ("#6e1423", "#d1405a", "#a53f49"),
-    "arturo": ("#2e1a86", "#7d62f5", "#5a50d0"),
     "coolmomentum": ("#0067a8", "#62bdf2", "#1b86d1"),
     "sgd": ("#5b6470", "#aab4c0", "#7d8590"),
     "adamw": ("#00805d", "#35c99b", "#009e73"),
     "muon": ("#946200", "#eac04e", "#b8860b"),
+    "koala-pp": ("#6e1423", "#d1405a", "#a53f49"),
+    "arturo": ("#2e1a86", "#7d62f5", "#5a50d0"),
 }
 SPARE_COLOURS = (
     ("#6b7d00", "#c3d64a", "#8aa012"),
