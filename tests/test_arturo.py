@@ -232,11 +232,12 @@ CASES: dict[str, dict[str, Any]] = {
 OTHER = {"nu": 0.9, "reg_weight": 0.4, "curvature_init": 0.2, "intercept_init": "centred", "weight_decay": 0.2}
 
 
-@pytest.mark.parametrize("two", [False, True], ids=["one", "two"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "two"), [(c, False) for c in ("defaults", "centred", "tensor", "bisect")] + [(c, True) for c in CASES]
+)
 def test_trajectory_follows_the_reference(case: str, two: bool) -> None:
     """A network on 30 batches; one tensor gets gradients late, another misses some, and the bound is cut at step 18."""
-    settings = {"newton_iters": 7, **CASES[case]}
+    settings = {"newton_iters": 6, **CASES[case]}
     parameters = start()
     if two:
         own = [{}, {**OTHER, "lr": 3 * settings.get("lr", 1e-3)}]
@@ -260,11 +261,11 @@ def test_trajectory_follows_the_reference(case: str, two: bool) -> None:
 
 
 def test_the_bisection_follows_the_authors_loop_at_every_step() -> None:
-    """Its multiplier after every step, through first call, early exits, a cut bound and the resting point above 0."""
-    for lr in (0.01, 3.0):
+    """Its multiplier after every step, through early exits, a cut bound, its cap and the resting point above 0."""
+    seen = []
+    for lr in (1e-14, 0.01, 3.0):
         parameters = start()
         optimizer, plain = pair([parameters], [{}], lr=lr, solver="bisect")
-        seen = []
         for t in range(30):
             if t == 15:
                 optimizer.param_groups[0]["lr"] = plain.groups[0][1].lr = 0.006 * lr
@@ -274,8 +275,9 @@ def test_the_bisection_follows_the_authors_loop_at_every_step() -> None:
             plain.step(at(plain.blocks, t)[1])
             assert optimizer.eta.item() == pytest.approx(plain.eta, rel=1e-12)
             seen.append(plain.eta)
-        assert len(set(seen)) > 3
-        assert min(seen) > 0
+    assert len(set(seen)) > 20
+    assert max(seen) > 9999
+    assert 0 < min(seen) < 0.25
 
 
 def test_a_cut_bound_is_broken_by_the_bisection_and_kept_by_newton() -> None:
@@ -397,7 +399,7 @@ def test_the_multiplier_is_that_of_the_reference() -> None:
             assert delta.tolist() == pytest.approx([t.delta(wanted) for t in terms], rel=1e-8, abs=1e-300)
 
 
-@pytest.mark.parametrize("iters", [0, 1, 2, 4])
+@pytest.mark.parametrize("iters", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_bound_holds_and_is_used_with_any_number_of_newton_steps(dtype: torch.dtype, iters: int) -> None:
     for seed in SEEDS:
@@ -479,6 +481,46 @@ def test_no_gradient_anywhere_is_no_step_but_the_gaussian_advances(scope: str) -
     assert (optimizer.eta == 0).all()
     assert (optimizer.kl == 0).all()
     assert not optimizer.active.any()
+
+
+def test_squares_may_overflow() -> None:
+    """|g| / sqrt(Lambda) is 1e20, whose square float32 does not hold."""
+    model = dict(
+        intercept=torch.tensor([1e15, -2e15]), slope=torch.tensor([1.0, 2.0]), precision=torch.full((2,), 1e-10)
+    )
+    for iters in (0, 4):
+        _, delta = solve(model, lr=0.5, newton_iters=iters)
+        kl = (1e-10 * delta.square()).sum().item() / 2
+        assert 0.1 < kl <= 0.5 * (1 + 1e-6)  # 1e-10 is not a float32
+        assert delta.sign().tolist() == [-1.0, 1.0]
+
+
+def test_the_lower_bound_is_the_best_of_those_of_all_of_each_tensor_and_of_each_weight() -> None:
+    """Where Newton's method begins, with bounds of their own in units of the largest; eta_min is a bound too."""
+    bounds = [0.3, 0.02]
+    winners = set()
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        ps = [parameter([0.0] * 3) for _ in bounds]
+        groups = [{"params": [p], "lr": b} for p, b in zip(ps, bounds, strict=True)]
+        optimizer = ArTuRO(groups, newton_iters=0, reg_weight=0.0, eta_min=1.0)
+        g, a, c = torch.randn(3, 2, 3, generator=generator, dtype=torch.float64).mul(2).exp()
+        for i, p in enumerate(ps):
+            pose(optimizer, p, intercept=g[i], slope=a[i], precision=c[i])
+        optimizer.step()
+        metric = c * max(bounds) / vector(bounds).unsqueeze(1)
+        s, w = g.square() / metric, a / metric
+
+        def lower(s: Tensor, w: Tensor) -> float:
+            return math.sqrt(s.sum().item() / (2 * max(bounds))) - (s * w).sum().item() / s.sum().item()
+
+        subsets = {"all": [lower(s, w)], "tensor": [lower(*t) for t in zip(s, w, strict=True)]}
+        subsets["weight"] = [lower(*t) for t in zip(s.flatten(), w.flatten(), strict=True)]
+        subsets["eta_min"] = [1.0]
+        winner = max(subsets, key=lambda name: max(subsets[name]))
+        assert optimizer.eta.item() == pytest.approx(max(subsets[winner]), rel=1e-9)
+        winners.add(winner)
+    assert winners == set(subsets)
 
 
 def test_without_gradient_or_curvature_there_is_no_step() -> None:
@@ -636,6 +678,7 @@ def paths(steps: int) -> Tensor:
     return path
 
 
+@torch.inference_mode()  # a third faster
 def test_covariances_stay_positive_and_near_float64() -> None:
     """Over 20,000 steps with each of the published constants; a weight at rest sums its rounding errors."""
     published = [ArTuRO.published(name) for name in SETTINGS]
@@ -661,6 +704,19 @@ def test_an_ill_conditioned_start_is_no_danger() -> None:
     assert not all(signs)
     assert worst[0] < 0.2
     assert worst[1] > 10 * worst[0]
+
+
+def test_a_covariance_that_rounding_made_indefinite_recovers() -> None:
+    """Its determinant counts as 0 and the innovation's variance as r, where they would be -1.6e9 and -15."""
+    p = parameter([-1.0], torch.float32)
+    optimizer = ArTuRO([p], lr=0.0, process_noise=0.0, measurement_noise=1.0)
+    state = optimizer.state[p]
+    for name, value in dict(p00=1e8, p01=1e8 + 8, p11=1e8, started=1.0).items():
+        state[name].fill_(value)
+    move(optimizer, p, 1.0)
+    assert state["p00"].item() == state["p11"].item() == 1e8
+    assert state["p01"].item() == 1e8 + 8
+    assert state["slope"].isfinite().all()
 
 
 def test_the_model_learns_a_quadratic_and_one_step_lands_on_its_minimum() -> None:

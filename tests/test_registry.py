@@ -19,6 +19,8 @@ def params() -> list[nn.Parameter]:
     [
         ("koala-v", fallline.VanillaKOALA),
         ("KOALA-M", fallline.MomentumKOALA),
+        ("koala-pp", fallline.KOALAPlusPlus),
+        ("arTuRO", fallline.ArTuRO),
         ("coolmomentum", fallline.CoolMomentum),
         ("sgd", torch.optim.SGD),
         ("AdamW", torch.optim.AdamW),
@@ -34,7 +36,7 @@ def test_a_name_makes_its_optimizer(name: str, cls: type) -> None:
 
 def test_every_listed_name_is_found() -> None:
     names = fallline.list_optimizers()
-    assert names[:3] == ["coolmomentum", "koala-m", "koala-v"]
+    assert names[:5] == ["arturo", "coolmomentum", "koala-m", "koala-pp", "koala-v"]
     assert {"sgd", "adamw", "muon"} <= set(names)
     assert len(names) == len(set(names))
     for name in names:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import fallline
 from fallline.bench import cli, commands
+from fallline.bench.contenders import CONTENDERS, TEAM
 from fallline.bench.record import Store
 from fallline.bench.results import results
 
@@ -59,9 +60,17 @@ def test_help_has_examples_and_list_has_everything():
     assert "fallline race" in call("--help")[1]
     code, output = call("list")
     assert code == 0
-    for name in ("bowl", "digits", "koala-v", "koala-m", "coolmomentum", "sgd", "adamw", "muon", "radam"):
+    for name in ("bowl", "digits", *CONTENDERS, "radam"):
         assert name in output
+    assert re.findall(r"(\S+) \* ", output) == [name for name in CONTENDERS if name in TEAM]
     assert call("--version") == (0, f"fallline {fallline.__version__}")
+
+
+def test_the_team_is_on_the_list_and_all_is_everyone():
+    assert set(TEAM) < set(CONTENDERS)
+    assert {name for name, contender in CONTENDERS.items() if contender.ours} < set(TEAM)
+    assert commands.checked_names("digits", ",".join(TEAM)) == TEAM
+    assert commands.checked_names("digits", "radam,all,sgd") == ("radam", *CONTENDERS)
 
 
 def test_the_entry_point_imports_the_standard_library_alone_and_names_the_extra(monkeypatch):

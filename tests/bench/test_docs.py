@@ -1,0 +1,77 @@
+"""The pages under docs: what a script puts into them is what it would put there today."""
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import fallline
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def arturo() -> ModuleType:
+    """docs/arturo.py, not run."""
+    spec = importlib.util.spec_from_file_location("docs_arturo", DOCS / "arturo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(page: str, place: str) -> list[list[str]]:
+    """The cells of the table between the two comments."""
+    table = re.search(rf"<!-- {place} -->\n(.*?)<!-- end -->", page, re.DOTALL)[1].strip()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_the_published_settings_on_the_page_are_the_library_s(arturo: ModuleType) -> None:
+    page = (DOCS / "arturo.md").read_text(encoding="utf-8")
+    assert f"\n{arturo.settings_table()}\n" in page
+    head, _, *body = rows(page, "settings")
+    told = set()
+    for row in body:
+        for name in re.findall(r"`([^`]+)`", row[0]):
+            values = {key.strip("`"): float(value) for key, value in zip(head[1:-1], row[1:-1], strict=True)}
+            assert values == fallline.ArTuRO.published(name)
+            told.add(name)
+    assert told == set(arturo.ARTURO_EXPERIMENTS)
+
+
+def test_the_results_on_the_page_are_of_every_setting_and_solver(arturo: ModuleType) -> None:
+    _, _, *body = rows((DOCS / "arturo.md").read_text(encoding="utf-8"), "results")
+    wanted = [[f"`{names[0]}`", solver] for names in arturo.distinct() for solver in arturo.SOLVERS]
+    assert [row[:2] for row in body] == wanted
+    for row in body:
+        assert (float(row[3]) == 1.0) == row[1].startswith("newton")  # the bound holds, and is reached
+
+
+def test_the_script_trains_measures_and_draws(arturo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arturo, "EPOCHS", 3)
+    monkeypatch.setattr(arturo, "STEPS", 4)
+    monkeypatch.setattr(arturo, "MILESTONES", (1, 2))
+    runs = {solver: arturo.train("cifar10-cnn", solver) for solver in arturo.SOLVERS}
+    for solver, run in runs.items():
+        assert run["ratio"].shape == run["eta"].shape == (12,)
+        assert run["eta"].min() >= arturo.SOLVERS[solver].get("eta_min", 0.0)
+        # The first cut finds the bisection unprepared; the exact solver keeps to the bound.
+        assert (run["ratio"][4:].max() > 1.1) == (solver == "bisect")
+    drawn = arturo.figure(runs)
+    assert len(drawn["data"]) == 2 * len(runs)
+    assert all(len(trace["x"]) == len(trace["y"]) == 12 for trace in drawn["data"])
+    assert drawn["data"][0]["y"] == runs["newton"]["ratio"].tolist()
+    assert torch.isfinite(runs["bisect"]["slope"]).all()
+
+
+def test_every_link_to_a_file_finds_it() -> None:
+    for page in (
+        DOCS.parent / "README.md",
+        DOCS.parent / "CONTRIBUTING.md",
+        DOCS.parent / "CHANGELOG.md",
+        *DOCS.glob("*.md"),
+    ):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
