@@ -12,7 +12,7 @@ ifneq ($(shell cat $(ENV) 2>/dev/null),$(OWNER))
 .PHONY: $(ENV)
 endif
 
-.PHONY: help race test check picture clean
+.PHONY: help race test check picture figures clean
 .DEFAULT_GOAL := help
 
 help: ## list these words
@@ -32,6 +32,9 @@ check: $(ENV) ## lint, check the formatting, check the types
 picture: $(ENV) ## draw the picture of the last race for the README (needs Chromium)
 	@mkdir -p $(dir $(PICTURE))
 	@$(BIN)/fallline report --picture $(PICTURE)
+
+figures: $(ENV) ## make the figures and tables of docs/ again (needs Chromium)
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/arturo.py
 
 clean: ## remove the environment and the caches; races under runs/ stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,12 @@ class KOALA(LossAware):
       predicted point, where the next loss is taken. ``eval()``, ``train()`` and ``posterior()`` visit the filtered one.
     """
 
+    _ranges: ClassVar[dict[str, str]] = {
+        "lr": "[0, inf)",
+        "r": "[0, inf)",
+        "alpha_r": "[0, 1]",
+        "weight_decay": "[0, inf)",
+    }
     _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
     _variance: str  # which shared scalar is the variance of the weights, where one is shared
 

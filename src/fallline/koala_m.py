@@ -104,17 +104,13 @@ class MomentumKOALA(KOALA):
         True
     """
 
-    _ranges = {
-        "lr": "[0, inf)",
+    _ranges = KOALA._ranges | {
         "sw": "[0, inf)",
         "sc": "(-inf, inf)",
         "sv": "[0, inf)",
         "a": "[0, 1]",
         "qw": "[0, inf)",
         "qv": "[0, inf)",
-        "r": "[0, inf)",
-        "alpha_r": "[0, 1]",
-        "weight_decay": "[0, inf)",
     }
     _choices = {"q_rule": ("reference", "paper", "fixed"), "average_init": ("params", "zeros")}
     _whole = KOALA._whole | {"sw", "sc", "sv", "a", "qw", "qv", "q_rule", "average_init"}

@@ -83,14 +83,7 @@ class KOALAPlusPlus(KOALA):
         True
     """
 
-    _ranges = {
-        "lr": "[0, inf)",
-        "sigma": "[0, inf)",
-        "q": "[0, inf)",
-        "r": "[0, inf)",
-        "alpha_r": "[0, 1]",
-        "weight_decay": "[0, inf)",
-    }
+    _ranges = KOALA._ranges | {"sigma": "[0, inf)", "q": "[0, inf)"}
 
     def __init__(
         self,

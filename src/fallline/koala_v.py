@@ -59,14 +59,7 @@ class VanillaKOALA(KOALA):
         True
     """
 
-    _ranges = {
-        "lr": "[0, inf)",
-        "sigma": "[0, inf)",
-        "q": "[0, inf)",
-        "r": "[0, inf)",
-        "alpha_r": "[0, 1]",
-        "weight_decay": "[0, inf)",
-    }
+    _ranges = KOALA._ranges | {"sigma": "[0, inf)", "q": "[0, inf)"}
     _choices = {"weight_decay_mode": ("coupled", "reference")}
     _whole = KOALA._whole | {"sigma", "q", "weight_decay_mode"}
     _variance = "covariance"

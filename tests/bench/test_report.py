@@ -13,6 +13,7 @@ import pytest
 from referee import Inline
 
 from fallline.bench import figures, report
+from fallline.bench.contenders import CONTENDERS
 from fallline.bench.display import difference, number
 from fallline.bench.results import results
 
@@ -111,6 +112,13 @@ def test_every_colour_is_known_on_every_ground(held):
             painted = json.dumps(figures.coloured(figure, figures.palette(held, face)))
             assert '"@' not in painted
             assert all(len(colour) in (7, 9) for colour in re.findall(r"#[0-9a-f]+", painted))
+
+
+def test_every_contender_has_a_colour_of_its_own_and_no_spare_one():
+    assert set(figures.COLOURS) == set(CONTENDERS)
+    for face in (figures.LIGHT, figures.DARK, figures.EITHER):
+        colours = [faces[face] for faces in (*figures.COLOURS.values(), *figures.SPARE_COLOURS)]
+        assert len(set(colours)) == len(colours)
 
 
 def test_the_page_needs_nothing_but_itself(held):

@@ -56,12 +56,14 @@ class Bowl(Task):
     def spaces(self) -> Mapping[str, Mapping[str, Range | Choice | Setting]]:
         """The same range of learning rates for all: steps must be of the order of the target's.
 
-        No weight decay: weights pulled to the origin lose a target that wanders off.
+        No weight decay: weights pulled to the origin lose a target that wanders off. arTuRO's `lr` is no length but a
+        bound on ½ΣΛΔ²: its settings come from pilot runs.
         """
         lr, momentum = Range(0.1, 10.0), Range(0.05, 1.0, "one minus log")
         return {
             "koala-v": {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0},
             "koala-m": {"lr": lr, "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
+            "arturo": {"lr": Range(1.0, 300.0), "reg_weight": Range(1e-2, 2.0), "process_noise": Range(1e-4, 1.0)},
             "koala-pp": {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0},
             # Nothing cools here, so the schedule does not come into play.
             "coolmomentum": {"lr": lr, "rho_0": momentum, "schedule": "exponential"},
