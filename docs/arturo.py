@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fallline
-from fallline.bench.contenders import ARTURO_EXPERIMENTS
+from fallline.arturo import PUBLISHED
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.tasks import get_task
 
@@ -59,8 +59,7 @@ def train(experiment: str, solver: str) -> dict[str, Tensor]:
 def distinct() -> dict[tuple[str, ...], dict[str, float]]:
     """The published settings, under the names of all experiments that share them."""
     found: dict[tuple[str, ...], dict[str, float]] = {}
-    for name in ARTURO_EXPERIMENTS:
-        settings = fallline.ArTuRO.published(name)
+    for name, settings in PUBLISHED.items():
         names = next((names for names, known in found.items() if known == settings), ())
         found.pop(names, None)
         found[(*names, name)] = settings

@@ -65,8 +65,9 @@ class Optimizer(torch.optim.Optimizer):
         ``maxima`` of them are maxima.
         """
         device = t.skipped.device
-        rows = [torch.stack(sums).to(device, _precision(device)) for sums in self._run(kernel, t, lists, scalars)]
-        return over_shards(torch.stack(rows), t.owners, maxima).unbind(1)
+        rows = self._run(kernel, t, lists, scalars)
+        sums = torch.stack([value for row in rows for value in row]).to(device, _precision(device))
+        return over_shards(sums.view(len(rows), -1), t.owners, maxima).unbind(1)
 
     def _run(self, kernel: Kernel, t: SimpleNamespace, lists: tuple[Any, ...], scalars: dict[str, Any]) -> list[Any]:
         columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]

@@ -8,7 +8,7 @@ y = -z / (w + eta), with the whitened gradient z and curvature w >= 0. Sought is
 Nothing here depends on a tensor's value on the host: no branches, a fixed number of passes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -25,6 +25,11 @@ def secular(p: Tensor, z: Tensor, w: Tensor, eta: Tensor) -> tuple[Tensor, ...]:
     curvature = w + eta
     y2 = (z / curvature).square_()
     return y2.sum(), y2.div_(curvature).sum()
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Vectors end to end."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class TrustRegion:
@@ -44,10 +49,12 @@ class TrustRegion:
         self.groups, self.scope, self.sums = groups, scope, sums
         self.sizes = [len(t.params) for t in groups]
         like = groups[0].multiplier
-        bounds = torch.cat([like.new_ones(n) * t.lr for t, n in zip(groups, self.sizes, strict=True)])
+        bounds = join([like.new_ones(n) * t.lr for t, n in zip(groups, self.sizes, strict=True)])
         self.bound = self.over(torch.amax, bounds)
         self.share = torch.where(bounds > 0, bounds / self.bound, 0.0)
-        self.inverse = torch.where(bounds > 0, 1 / self.share, 0.0)  # a tensor whose bound is 0 stays where it is
+        self.stretch = 1 / self.share  # a tensor whose bound is 0 has an infinite multiplier, so it does not move;
+        self.weight = torch.where(bounds > 0, self.stretch, 0.0)  # and no weight in its constraint
+        self.weight2 = self.weight.square()
         # A computed step keeps to the bound if it aims this much below: its own rounding is a few units.
         self.margin = 1 - 8 * max(torch.finfo(a.dtype).eps for t in groups for a in t.w)
 
@@ -56,19 +63,18 @@ class TrustRegion:
         if self.scope == "tensor":
             return v
         parts = [v] if self.scope == "global" else v.split(self.sizes)
-        return torch.cat([reduce(part).expand_as(part) for part in parts])
+        return join([reduce(part).expand_as(part) for part in parts])
 
     def own(self, eta: Tensor) -> Tensor:
         """Each tensor's own multiplier, in the units of its own bound."""
-        return torch.where(self.share > 0, eta * self.inverse, torch.inf).clamp_min(TINY)
+        return eta.clamp_min(TINY) * self.stretch
 
     def at(self, eta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """KL of each tensor's step at ``eta``; and phi and 1/2 sum z^2 / (w + eta)^3 of its constraint."""
+        """2 KL of each tensor's step at ``eta``; and 2 phi and sum z^2 / (w + eta)^3 of its constraint."""
         parts = zip(self.groups, self.own(eta).split(self.sizes), strict=True)
         rows = [self.sums(secular, t, t.z, t.w, own) for t, own in parts]
-        squares, cubes = (torch.cat(column) / 2 for column in zip(*rows, strict=True))
-        phi, slope = self.over(torch.sum, squares * self.inverse), self.over(torch.sum, cubes * self.inverse**2)
-        return squares, phi, slope
+        squares, cubes = (join(column) for column in zip(*rows, strict=True))
+        return squares, self.over(torch.sum, squares * self.weight), self.over(torch.sum, cubes * self.weight2)
 
     def newton(self, S: Tensor, Sw: Tensor, reach: Tensor, iters: int, eta_min: float) -> tuple[Tensor, Tensor, Tensor]:
         r"""Newton's method on phi^(-1/2) = epsilon^(-1/2), increasing and concave in eta: from below it stays below.
@@ -86,20 +92,21 @@ class TrustRegion:
         """
         # Power means bound eta below by sqrt(S / (2 epsilon)) - Sw / S over any subset of the coordinates: here over
         # all, over each tensor, over each weight. The last is above 0 wherever z != 0 = w, where phi(0) is infinite.
+        twice = 2 * self.bound
         S, Sw = S * self.share, Sw * self.share**2
         lower = torch.where(self.share > 0, reach * self.share, 0.0)
         for s, sw in ((S, Sw), (self.over(torch.sum, S), self.over(torch.sum, Sw))):
             usable = (s > 0) & s.isfinite() & sw.isfinite()  # squares overflow before z does
-            lower = lower.maximum(torch.where(usable, (s / (2 * self.bound)).sqrt() - sw / s, 0.0))
+            lower = lower.maximum(torch.where(usable, (s / twice).sqrt() - sw / s, 0.0))
         eta = self.over(torch.amax, lower).clamp_min(eta_min)
-        kl, phi, slope = self.at(eta)
+        squares, T2, T3 = self.at(eta)
         for _ in range(iters):
-            move = torch.where(slope > 0, phi / slope * ((phi / self.bound).sqrt() - 1), 0.0)
+            move = torch.where(T3 > 0, T2 / T3 * ((T2 / twice).sqrt() - 1), 0.0)
             eta = (eta + move).clamp_min(eta_min)
-            kl, phi, slope = self.at(eta)
-        excess = phi > self.bound * self.margin
-        scale = torch.where(excess, (self.bound / phi).sqrt().clamp_max(1.0) * self.margin, 1.0)
-        return eta, scale, kl * scale.square()
+            squares, T2, T3 = self.at(eta)
+        excess = twice * self.margin < T2
+        scale = torch.where(excess, (twice / T2).sqrt().clamp_max(1.0) * self.margin, 1.0)
+        return eta, scale, squares * scale.square() / 2
 
     def bisect(self, last: Tensor, eta_min: float) -> tuple[Tensor, Tensor, Tensor]:
         """The authors' bisection: to 0.5 in eta or a tenth in phi, in a bracket around the last eta, not checked.
@@ -118,12 +125,12 @@ class TrustRegion:
         for _ in range(HALVINGS):  # as many as the widest bracket needs; the loop's exit is a mask
             done = done | (high - low <= TOLERANCE)
             middle = (low + high) / 2
-            _, phi, _ = self.at(middle)
+            phi = self.at(middle)[1] / 2
             low = torch.where(~done & (phi > self.bound), middle, low)
             high = torch.where(~done & ~(phi > self.bound), middle, high)
             done = done | ((phi - self.bound).abs() < CLOSE * self.bound)
         eta = ((low + high) / 2).clamp_min(eta_min)
-        return eta, torch.ones_like(eta), self.at(eta)[0]
+        return eta, torch.ones_like(eta), self.at(eta)[0] / 2
 
     def each(self, v: Tensor) -> Tensor:
         """One number a constraint: 0-D, [groups] or [tensors]."""

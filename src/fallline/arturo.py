@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._foreach import clean
 from ._optimizer import Optimizer, Params, full_like, scalar_like, zeros_like
-from ._trust_region import TrustRegion
+from ._trust_region import TrustRegion, join
 
 PUBLISHED = {
     name: dict(lr=lr, reg_weight=kappa, measurement_noise=r, process_noise=q, weight_decay=decay)
@@ -47,24 +47,33 @@ def filter_(
 ) -> tuple[Tensor, ...]:
     """Recursive least squares of g on (1, p), state (b, a); then the step's problem in whitened coordinates, z and w.
 
-    The covariance is not subtracted from but divided, with its determinant d, so that it stays positive.
+    The covariance, of determinant d, is not subtracted from but divided, so that it stays positive:
+    P00 <- (P00 r + x^2 d) / S,  P01 <- (P01 r - x d) / S,  P11 <- (P11 r + d) / S.
     """
     x, g = p if shrink is None else p * shrink, clean(g, ok)
     first = g if start is None else g - start * x
     b_ = torch.where(started > 0, b, first)
     c00, c11 = p00 + q, p11 + q_quad
     k0, k1 = c00 + p01 * x, p01 + c11 * x
-    S = (k0 + k1 * x).clamp_min(0) + r
-    delta = (g - a * x - b_) / S
-    d = (c00 * c11 - p01 * p01).clamp_min(0)
-    new = b_ + k0 * delta, a + k1 * delta, (c00 * r + x * x * d) / S, (p01 * r - x * d) / S, (c11 * r + d) / S
+    S = (k0 + k1 * x).clamp_min_(0).add_(r)
+    delta = (g - b_).sub_(a * x).div_(S)
+    d = (c00 * c11).sub_(p01 * p01).clamp_min_(0)
+    xd = x * d
+    new = (
+        torch.addcmul(b_, k0, delta),
+        torch.addcmul(a, k1, delta),
+        c00.mul_(r).addcmul_(x, xd).div_(S),
+        (p01 * r).sub_(xd).div_(S),
+        c11.mul_(r).add_(d).div_(S),
+    )
     for old, value in zip((b, a, p00, p01, p11), new, strict=True):
         old.copy_(value if ok is None else torch.where(ok, value, old))
 
-    z.copy_((a * x + b + c * x) / precision.sqrt())
-    w.copy_((a.clamp_min(floor) + c) / precision)
-    reach = (z.abs() / radius - w).amax() if z.numel() else z.new_full((), -torch.inf)
-    return z.square().sum(), (z.square() * w).sum(), reach
+    z.copy_(torch.addcmul(b, a + c, x).div_(precision.sqrt()))
+    w.copy_(a.clamp_min(floor).add_(c).div_(precision))
+    reach = z.abs().div_(radius).sub_(w).amax() if z.numel() else z.new_full((), -torch.inf)
+    z2 = z.square()
+    return z2.sum(), z2.mul_(w).sum(), reach
 
 
 def move_(
@@ -82,13 +91,13 @@ def move_(
 ) -> None:
     if shrink is not None:
         p.mul_(shrink)
-    p.sub_(z / (w + eta) * (scale / precision.sqrt()))
-    new = (precision * (w + nu) / (kappa + nu)).clamp_(1e-12, 1e12)
+    p.sub_((z * scale).div_(w + eta).div_(precision.sqrt()))
+    new = (w + nu).mul_(precision).div_(kappa + nu).clamp_(1e-12, 1e12)
     precision.copy_(new if ok is None else torch.where(ok, new, precision))
 
 
 class ArTuRO(Optimizer):
-    r"""arTuRO: the longest step on a quadratic model of the loss that moves the weights' Gaussian by a bounded KL.
+    r"""arTuRO: a quadratic model of the loss, minimized where the weights' Gaussian moves by a bounded KL divergence.
 
     Each weight :math:`\theta` is the mean of a Gaussian with precision :math:`\Lambda`; a Kalman filter of the
     gradient's intercept b and slope a, :math:`g \approx a \theta + b`, is its model of the loss. With
@@ -261,7 +270,7 @@ class ArTuRO(Optimizer):
             moments.append(self._sums(filter_, t, t.grads, *state, t.z, t.w, maxima=1, **scalars))
 
         region = TrustRegion(groups, groups[0].scope, self._sums)
-        S, Sw, reach = (torch.cat(sums) for sums in zip(*moments, strict=True))
+        S, Sw, reach = (join(sums) for sums in zip(*moments, strict=True))
         eta_min = groups[0].eta_min
         if groups[0].solver == "newton":
             eta, scale, kl = region.newton(S, Sw, reach, groups[0].newton_iters, eta_min)

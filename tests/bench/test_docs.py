@@ -38,7 +38,7 @@ def test_the_published_settings_on_the_page_are_the_library_s(arturo: ModuleType
             values = {key.strip("`"): float(value) for key, value in zip(head[1:-1], row[1:-1], strict=True)}
             assert values == fallline.ArTuRO.published(name)
             told.add(name)
-    assert told == set(arturo.ARTURO_EXPERIMENTS)
+    assert told == set(arturo.PUBLISHED)
 
 
 def test_the_results_on_the_page_are_of_every_setting_and_solver(arturo: ModuleType) -> None:

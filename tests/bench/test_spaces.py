@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import fallline
-from fallline.bench.contenders import ARTURO_EXPERIMENTS, CONTENDERS, Team, get_contender
+from fallline.arturo import PUBLISHED
+from fallline.bench.contenders import CONTENDERS, Team, get_contender
 from fallline.bench.spaces import Choice, Range, trials
 from fallline.bench.tasks import get_task
 
@@ -75,10 +76,10 @@ def test_every_contender_learns_something(name):
 def test_arturo_searches_around_every_published_setting():
     with pytest.raises(ValueError, match="one of") as known:
         fallline.ArTuRO.published("nothing")
-    assert str(known.value).partition("one of ")[2].split(", ") == list(ARTURO_EXPERIMENTS)
+    assert str(known.value).partition("one of ")[2].split(", ") == list(PUBLISHED)
     contender = get_contender("arturo")
     assert contender.fixed == {"measurement_noise": 1.0}  # so that process_noise is the ratio of the two
-    for name in ARTURO_EXPERIMENTS:
+    for name in PUBLISHED:
         settings = fallline.ArTuRO.published(name)
         settings["process_noise"] /= settings["measurement_noise"]
         for setting, dimension in contender.space.items():

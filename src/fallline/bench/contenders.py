@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import fallline
+from fallline.arturo import PUBLISHED
 from fallline.bench.names import unknown
 from fallline.bench.spaces import Choice, Range, Setting, Space
 from fallline.bench.tasks import Schedule, Task
@@ -82,7 +83,7 @@ def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizo
 
 def published(setting: Callable[[Mapping[str, float]], float], widened: float) -> Range:
     """From the smallest to the largest among arTuRO's published settings, and by a factor to either side."""
-    values = [setting(fallline.ArTuRO.published(experiment)) for experiment in ARTURO_EXPERIMENTS]
+    values = [setting(settings) for settings in PUBLISHED.values()]
     return Range(float(f"{min(values) / widened:.2g}"), float(f"{max(values) * widened:.2g}"))
 
 
@@ -140,15 +141,6 @@ class Contender:
             return f"{self.label} orthogonalises matrices, and this task has none"
         return None
 
-
-ARTURO_EXPERIMENTS = (
-    "fashion-mnist-cnn",
-    "fashion-mnist-resnet18",
-    "cifar10-cnn",
-    "cifar100-cnn",
-    "cifar10-resnet34",
-    "cifar100-resnet34",
-)
 
 CONTENDERS = {
     contender.name: contender
