@@ -223,7 +223,7 @@ import torch, fallline
 for name in ("numpy", "scipy", "sklearn", "plotly", "rich", "typer", "pytest"):
     assert importlib.util.find_spec(name) is None, name
 
-for create in (fallline.CoolMomentum, fallline.VanillaKOALA, fallline.MomentumKOALA):
+for create in map(fallline._registry._find, fallline._registry.OURS):
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = create([p])
     for _ in range(3):
