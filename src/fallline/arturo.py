@@ -113,9 +113,9 @@ class ArTuRO(Optimizer):
     covariance p00, p01, p11 of (b, a), in float32 for half-precision parameters.
 
     Args:
-        params: parameters or parameter groups; all settings but ``solver``, ``newton_iters``, ``eta_min``, ``scope``
-            and the last two may differ between groups. Groups with different ``lr`` share one constraint, the sum of
-            their KL / ``lr`` is at most 1.
+        params: parameters or parameter groups; all settings but ``solver``, ``newton_iters``, ``eta_min``, ``scope``,
+            ``skip_nonfinite`` and ``fused`` may differ between groups. Groups with different ``lr`` share one
+            constraint: the sum of their KL / ``lr`` is at most 1.
         lr: the trust region's bound on the KL divergence of a step, in nats; 0 is no step. The length of a step goes
             with its square root: the authors multiply it by 0.006 where others divide a learning rate by 10.
         reg_weight: :math:`\kappa`, weight of the KL divergence to the prior.
