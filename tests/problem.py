@@ -156,13 +156,6 @@ def snapshot(optimizer: KOALA, parameters: list[Tensor]) -> list[Tensor]:
     return [t.detach().clone() for t in [*parameters, *groups, *state]]
 
 
-def assert_equal(a: list[Tensor], b: list[Tensor]) -> None:
-    """Bit for bit."""
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert torch.equal(x, y)
-
-
 class Net(nn.Module):
     """The small problem as a module; `form` says in which way its output holds the losses."""
 

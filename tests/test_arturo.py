@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bits import assert_bits
 from fallline import ArTuRO
 from fallline.arturo import filter_
 from problem import at, batch_losses, lists, start, vector
@@ -1026,22 +1027,6 @@ def test_a_nonfinite_gradient_in_mid_run_changes_nothing(bad: float, settings: d
             optimizer.step()
         finals.append(everything(optimizer, ps))
     assert_bits(*finals)
-
-
-def assert_bits(a: Any, b: Any) -> None:
-    """The same structure, equal to the bit."""
-    assert type(a) is type(b)
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_bits(a[key], b[key])
-    elif isinstance(a, list):
-        for x, y in zip(a, b, strict=True):
-            assert_bits(x, y)
-    else:
-        assert a == b
 
 
 def test_float32_stays_near_float64() -> None:

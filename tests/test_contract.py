@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fallline
+from bits import assert_bits
 
 Make = Callable[..., fallline.Optimizer]
 
@@ -85,28 +86,10 @@ def train(model: nn.Module, opt: torch.optim.Optimizer, steps: range, sign: floa
 
 
 def everything(model: nn.Module, opt: torch.optim.Optimizer) -> list[Any]:
-    """Parameters, state and settings, copied; to compare with :func:`assert_same`."""
+    """Parameters, state and settings, copied; to compare with :func:`assert_bits`."""
     state = opt.state_dict()
     tensors = [p.detach().clone() for p in model.parameters()]
     return [tensors, copy.deepcopy(state["state"]), copy.deepcopy(state["param_groups"])]
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Equal to the bit, types and dtypes included."""
-    assert type(a) is type(b)
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype
-        assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
 
 
 def close(a: nn.Module, b: nn.Module, rtol: float) -> None:
@@ -140,7 +123,7 @@ def test_step_takes_a_closure_and_returns_its_value(name: str) -> None:
             value = opt.step(closure)
         assert value.shape == (8,)
     train(two, make(name, two.parameters()), range(3))
-    assert_same(list(one.parameters()), list(two.parameters()))
+    assert_bits(list(one.parameters()), list(two.parameters()))
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if name != "arturo-group"])  # where they are to differ
@@ -187,7 +170,7 @@ def test_named_parameters_and_generators_are_taken(name: str) -> None:
     one, two = net(), net()
     train(one, make(name, one.named_parameters()), range(2))
     train(two, make(name, (p for p in two.parameters())), range(2))
-    assert_same([p.detach() for p in one.parameters()], [p.detach() for p in two.parameters()])
+    assert_bits([p.detach() for p in one.parameters()], [p.detach() for p in two.parameters()])
 
 
 # -- gradients --------------------------------------------------------------------------------------------------
@@ -217,7 +200,7 @@ def test_a_parameter_without_gradient_is_untouched(name: str) -> None:
         each.mean().backward()
         idle.grad = None
         opt.step(loss=each.detach())
-    assert_same(before, [idle.detach().clone(), copy.deepcopy(dict(opt.state[idle]))])
+    assert_bits(before, [idle.detach().clone(), copy.deepcopy(dict(opt.state[idle]))])
 
 
 def test_a_frozen_parameter_costs_no_state_and_may_thaw(name: str) -> None:
@@ -237,7 +220,7 @@ def test_no_gradient_at_all_does_nothing(name: str) -> None:
     opt = make(name, model.parameters())
     before = everything(model, opt)
     opt.step()
-    assert_same(before, everything(model, opt))
+    assert_bits(before, everything(model, opt))
 
 
 def test_a_sparse_gradient_is_refused_before_anything_moves(name: str) -> None:
@@ -249,7 +232,7 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(name: str) -> None:
     before = everything(model, opt)
     with pytest.raises(RuntimeError, match="sparse"):
         opt.step(loss=loss)
-    assert_same(before, everything(model, opt))
+    assert_bits(before, everything(model, opt))
 
 
 def test_parameters_on_two_devices_are_refused_before_anything_moves(name: str) -> None:
@@ -380,10 +363,10 @@ def test_resume_equals_never_stopped_to_the_bit(name: str, through: Callable[...
     other.load_state_dict(model.state_dict())
     resumed = through(opt, make(name, groups(other), lr=7.0))
     assert_shared(resumed)
-    assert_same(everything(model, opt), everything(other, resumed))
+    assert_bits(everything(model, opt), everything(other, resumed))
     train(model, opt, range(5, 10))
     train(other, resumed, range(5, 10))
-    assert_same(everything(model, opt), everything(other, resumed))
+    assert_bits(everything(model, opt), everything(other, resumed))
 
 
 def test_a_load_shares_nothing_with_its_source(name: str) -> None:
@@ -394,7 +377,7 @@ def test_a_load_shares_nothing_with_its_source(name: str) -> None:
     kept = copy.deepcopy(state_dict)
     other = net()
     train(other, through_memory(opt, make(name, other.parameters())), range(3))
-    assert_same(kept, state_dict)
+    assert_bits(kept, state_dict)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
@@ -406,7 +389,7 @@ def test_a_copy_goes_on_as_the_original(name: str, copied: Callable[..., Any]) -
     assert_shared(opt2)
     train(model, opt, range(3, 6))
     train(model2, opt2, range(3, 6))
-    assert_same(everything(model, opt), everything(model2, opt2))
+    assert_bits(everything(model, opt), everything(model2, opt2))
 
 
 def test_a_hook_sees_and_may_change_what_is_loaded(name: str) -> None:
@@ -450,7 +433,7 @@ def test_distributed_checkpoint(name: str, flat: bool, steps: int, tmp_path: Any
     assert_shared(opt2)
     train(model, opt, range(steps, steps + 3))
     train(other, opt2, range(steps, steps + 3))
-    assert_same(everything(model, opt), everything(other, opt2))
+    assert_bits(everything(model, opt), everything(other, opt2))
 
 
 # -- the guard --------------------------------------------------------------------------------------------------
@@ -486,10 +469,10 @@ def test_a_nonfinite_step_changes_nothing(name: str, bad: str, first: bool) -> N
         assert group.pop("skipped").item() == 1
     for group in before[2]:
         group.pop("skipped")
-    assert_same(before, after)
+    assert_bits(before, after)
     train(model, opt, range(steps, steps + 3))
     train(clear, opt2, range(steps, steps + 3))
-    assert_same([p.detach() for p in model.parameters()], [p.detach() for p in clear.parameters()])
+    assert_bits([p.detach() for p in model.parameters()], [p.detach() for p in clear.parameters()])
     assert opt.skipped.item() == 1
 
 

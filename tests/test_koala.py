@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bits import assert_bits
 from fallline import KOALA, MomentumKOALA, VanillaKOALA
 from problem import (
     METHODS,
     REFERENCES,
     SHARED,
-    assert_equal,
     assert_path,
     assert_same,
     at,
@@ -436,7 +436,7 @@ def test_a_nonfinite_step_changes_nothing(method: str, broken: str) -> None:
     before = snapshot(optimizer, parameters)
     losses = spoil(broken, parameters, backward(optimizer, parameters, 4))
     optimizer.step(loss=losses)
-    assert_equal(before, snapshot(optimizer, parameters))
+    assert_bits(before, snapshot(optimizer, parameters))
     assert int(optimizer.skipped) == 1
     assert optimizer.skipped.dtype == torch.int64
     optimizer.step(loss=backward(optimizer, parameters, 5))
@@ -452,7 +452,7 @@ def test_a_norm_that_overflows_float32_counts_as_nonfinite() -> None:
     parameters[1].grad.fill_(1e25)
     before = snapshot(optimizer, parameters)
     optimizer.step(loss=losses)
-    assert_equal(before, snapshot(optimizer, parameters))
+    assert_bits(before, snapshot(optimizer, parameters))
     assert int(optimizer.skipped) == 1
 
 
@@ -471,7 +471,7 @@ def test_a_failed_update_leaves_its_prediction_standing(method: str, broken: str
             before = [*map(torch.clone, parameters)], scalars(optimizer)
             losses = losses if broken == "loss_var nan" else spoil(broken, parameters, losses)
             optimizer.update(losses, **({"loss_var": math.nan} if broken == "loss_var nan" else {}))
-            assert_equal(before[0], parameters)
+            assert_bits(before[0], parameters)
             assert before[1] == scalars(optimizer)
         else:
             plain.update(*at(plain.blocks, t))
@@ -499,7 +499,7 @@ def test_calls_out_of_order_raise(method: str) -> None:
     before = snapshot(optimizer, parameters)
     with pytest.raises(RuntimeError, match="predict"):
         optimizer.step(loss=losses)
-    assert_equal(before, snapshot(optimizer, parameters))
+    assert_bits(before, snapshot(optimizer, parameters))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -516,7 +516,7 @@ def test_the_forms_may_take_turns(method: str) -> None:
             before = snapshot(optimizer, parameters)
             optimizer.predict()
             if t % 4 == 1:  # after a step
-                assert_equal(before[: len(parameters)], parameters)
+                assert_bits(before[: len(parameters)], parameters)
             optimizer.update(backward(optimizer, parameters, t))
         else:
             if t % 4 == 3:  # after an update
@@ -574,7 +574,7 @@ def test_back_from_the_filtered_point_bit_for_bit(how: str, dtype: torch.dtype) 
         filtered = p.detach().clone()
         optimizer.train()
         optimizer.train()
-    assert_equal(resting, snapshot(optimizer, [p]))
+    assert_bits(resting, snapshot(optimizer, [p]))
     assert not torch.equal(filtered, p)
     if dtype == torch.bfloat16:  # adding the velocity again would not do: the way there was rounded
         assert not torch.equal((filtered.float() + optimizer.state[p]["velocity"]).to(dtype), p)
@@ -588,14 +588,14 @@ def test_the_posterior_comes_back_after_an_exception_and_nests_in_eval() -> None
     resting = snapshot(optimizer, parameters)
     with pytest.raises(KeyError), optimizer.posterior():
         raise KeyError
-    assert_equal(resting, snapshot(optimizer, parameters))
+    assert_bits(resting, snapshot(optimizer, parameters))
     optimizer.eval()
     filtered = [p.detach().clone() for p in parameters]
     with optimizer.posterior():
-        assert_equal(filtered, [p.detach() for p in parameters])
-    assert_equal(filtered, [p.detach() for p in parameters])
+        assert_bits(filtered, [p.detach() for p in parameters])
+    assert_bits(filtered, [p.detach() for p in parameters])
     optimizer.train()
-    assert_equal(resting, snapshot(optimizer, parameters))
+    assert_bits(resting, snapshot(optimizer, parameters))
 
 
 def test_a_group_may_join_at_the_filtered_point() -> None:
@@ -607,7 +607,7 @@ def test_a_group_may_join_at_the_filtered_point() -> None:
     optimizer.eval()
     optimizer.add_param_group({"params": [late]})
     optimizer.train()
-    assert_equal([*resting, torch.ones_like(late)], [*parameters, late])
+    assert_bits([*resting, torch.ones_like(late)], [*parameters, late])
     optimizer.step(loss=backward(optimizer, parameters, 3))
 
 
@@ -631,9 +631,9 @@ def test_without_velocity_the_filtered_point_is_the_point(method: str) -> None:
         optimizer.step(loss=backward(optimizer, parameters, t))
         before = snapshot(optimizer, parameters)
         with optimizer.posterior():
-            assert_equal(before[:4], [p.detach() for p in parameters])
+            assert_bits(before[:4], [p.detach() for p in parameters])
         optimizer.eval()
-        assert_equal(before, snapshot(optimizer, parameters))
+        assert_bits(before, snapshot(optimizer, parameters))
         optimizer.step(loss=backward(optimizer, parameters, t))
         optimizer.train()
 
@@ -678,7 +678,7 @@ def test_resuming_continues_bit_for_bit(method: str, moment: str, tmp_path: Path
             p.copy_(value)
     resumed.load_state_dict(saved["o"])
     go_on(resumed, others)
-    assert_equal(snapshot(ours, parameters), snapshot(resumed, others))
+    assert_bits(snapshot(ours, parameters), snapshot(resumed, others))
     if moment == "predicted":
         resumed.load_state_dict(saved["o"])
         with pytest.raises(RuntimeError, match="predict"):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bits import assert_bits
 from fallline import MomentumKOALA, VanillaKOALA
 from problem import (
     METHODS,
     Net,
-    assert_equal,
     backward,
     batch_losses,
     scalars,
@@ -191,7 +191,7 @@ def test_grad_scaler(method: str, way: str) -> None:
         scaler.step(optimizer, **({"loss": losses} if way == "loss" else {}))
         scaler.update()
         if overflow:
-            assert_equal(before, snapshot(optimizer, parameters))
+            assert_bits(before, snapshot(optimizer, parameters))
     assert scaler.get_scale() > 2.0**10
     for a, b in zip(plainly, parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
@@ -291,7 +291,7 @@ def test_without_any_gradient_nothing_is_touched_or_asked(method: str, loss: flo
     before = snapshot(optimizer, parameters)
     optimizer.zero_grad()
     optimizer.step(loss=loss)
-    assert_equal(before, snapshot(optimizer, parameters))
+    assert_bits(before, snapshot(optimizer, parameters))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -304,7 +304,7 @@ def test_zero_gradients_without_a_loss_are_no_step(method: str) -> None:
     for p in parameters:
         p.grad = torch.zeros_like(p)
     optimizer.step(closure=None)
-    assert_equal(before, snapshot(optimizer, parameters))
+    assert_bits(before, snapshot(optimizer, parameters))
 
 
 @pytest.mark.parametrize("form", ["step", "stages"])
@@ -320,4 +320,4 @@ def test_gradients_without_a_loss_raise_and_name_the_four_ways(method: str, form
         optimizer.update(None) if form == "stages" else optimizer.step()
     for way in ("loss=", "closure", "observe", "attach"):
         assert way in str(error.value)
-    assert_equal(before, snapshot(optimizer, parameters))
+    assert_bits(before, snapshot(optimizer, parameters))

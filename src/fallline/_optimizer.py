@@ -32,7 +32,7 @@ class Optimizer(torch.optim.Optimizer):
         ValueError: a setting outside its range; the message names it, its value and the range.
     """
 
-    _ranges: ClassVar[Mapping[str, str]] = {"lr": "[0, inf)"}  # None is legal where it is the default
+    _ranges: ClassVar[dict[str, str]] = {"lr": "[0, inf)"}  # None is legal where it is the default
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # `callable` among them admits any
     _whole: ClassVar[frozenset[str]] = frozenset({"skip_nonfinite", "fused"})  # one value for all groups
 

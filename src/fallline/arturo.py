@@ -159,8 +159,7 @@ class ArTuRO(Optimizer):
         (True, True)
     """
 
-    _ranges = {
-        "lr": "[0, inf)",
+    _ranges = Optimizer._ranges | {
         "reg_weight": "[0, inf)",
         "prior_prec": "[0, inf)",
         "nu": "[0, inf)",
@@ -259,14 +258,16 @@ class ArTuRO(Optimizer):
         moments = []
         for t in groups:
             t.z, t.w = [torch.empty_like(a) for a in t.slope], [torch.empty_like(a) for a in t.slope]
-            t.c = t.reg_weight * t.prior_prec
-            decay = t.lr * t.weight_decay if ok is None else ok.to(shared.multiplier.dtype) * (t.lr * t.weight_decay)
-            t.shrink = 1 - decay if t.weight_decay else None
-            quad = t.process_noise if t.process_noise_quad is None else t.process_noise_quad
-            model = dict(q=t.process_noise, q_quad=quad, r=t.measurement_noise, c=t.c, floor=t.curvature_floor)
+            t.shrink = None
+            if t.weight_decay:
+                decay = t.lr * t.weight_decay
+                t.shrink = 1 - (decay if ok is None else ok.to(shared.multiplier.dtype) * decay)
+            c, quad = t.reg_weight * t.prior_prec, t.process_noise_quad
+            noises = dict(q=t.process_noise, q_quad=t.process_noise if quad is None else quad, r=t.measurement_noise)
             start = t.curvature_init if t.intercept_init == "centred" else None
             state = (t.precision, t.slope, t.intercept, t.p00, t.p01, t.p11, t.started)
-            scalars = dict(shrink=t.shrink, start=start, radius=(2 * t.lr) ** 0.5, ok=ok, **model)
+            model = dict(c=c, floor=t.curvature_floor, radius=(2 * t.lr) ** 0.5)
+            scalars = dict(shrink=t.shrink, start=start, ok=ok, **noises, **model)
             moments.append(self._sums(filter_, t, t.grads, *state, t.z, t.w, maxima=1, **scalars))
 
         region = TrustRegion(groups, groups[0].scope, self._sums)

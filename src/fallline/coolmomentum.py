@@ -105,8 +105,7 @@ class CoolMomentum(Optimizer):
         (True, 0.0)
     """
 
-    _ranges = {
-        "lr": "[0, inf)",
+    _ranges = Optimizer._ranges | {
         "rho_0": "[0, 1)",
         "cool_steps": "[1, inf)",
         "hold_steps": "[0, inf)",

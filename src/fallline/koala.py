@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,12 +47,7 @@ class KOALA(LossAware):
       predicted point, where the next loss is taken. ``eval()``, ``train()`` and ``posterior()`` visit the filtered one.
     """
 
-    _ranges: ClassVar[dict[str, str]] = {
-        "lr": "[0, inf)",
-        "r": "[0, inf)",
-        "alpha_r": "[0, 1]",
-        "weight_decay": "[0, inf)",
-    }
+    _ranges = LossAware._ranges | {"r": "[0, inf)", "alpha_r": "[0, 1]", "weight_decay": "[0, inf)"}
     _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
     _variance: str  # which shared scalar is the variance of the weights, where one is shared
 
@@ -144,13 +139,14 @@ class KOALA(LossAware):
 
     # -- what the methods write -------------------------------------------------------------------------------
 
-    def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor]:
+    def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor | float]:
         """Set ``t.S``, innovation variances [tensors]; return squared norms of gradients and, if decayed, weights."""
+        p2: Tensor | float = 0.0
         if t.weight_decay:
             g2, t.h2, p2 = self._sums(norms, t, t.grads, weight_decay=t.weight_decay)
         else:
             (t.h2,) = self._sums(squared_norms, t, t.grads)
-            g2, p2 = t.h2, torch.zeros_like(t.h2)
+            g2 = t.h2
         t.S = getattr(shared, self._variance) * t.h2 + R
         return g2, p2
 

@@ -109,21 +109,21 @@ class KOALAPlusPlus(KOALA):
         # S is 0 until the first step
         return {"product": zeros_like(p), "gradient": zeros_like(p), "innovation_variance": scalar_like(p)}
 
-    def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor]:
-        q, last_S = t.q, torch.stack(t.innovation_variance).to(R.dtype)
-        decay = t.weight_decay or None
+    def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor | float]:
+        q, decay = t.q, t.weight_decay or None
+        t.last_S = torch.stack(t.innovation_variance).to(R.dtype)
         hh, hH, hv, HH, Hv, *more = self._sums(products, t, t.grads, t.product, t.gradient, weight_decay=decay)
-        g2, p2 = more or (hh, torch.zeros_like(hh))
+        g2, p2 = more or (hh, 0.0)
 
         # A tensor's first step takes its own gradient as the last one too: H = h, v = sigma h (a virtual measurement).
-        first = last_S == 0
+        first = t.last_S == 0
         hH, hv = torch.where(first, hh, hH), torch.where(first, t.sigma * hh, hv)
         HH, Hv = torch.where(first, hh, HH), torch.where(first, t.sigma * hh, Hv)
-        last_S = torch.where(first, (t.sigma + q) * hh + R, last_S)
+        last_S = torch.where(first, (t.sigma + q) * hh + R, t.last_S)
 
         inverse = torch.where(HH > 0, 1 / HH, 0.0)
         alpha, lam = hH * inverse, (hv + q * hH) / last_S
-        w = (hv - alpha * Hv) * inverse if t.symmetric else torch.zeros_like(alpha)
+        w = (hv - alpha * Hv) * inverse if t.symmetric else 0.0
         of_v, of_h, of_H = alpha - lam, torch.full_like(alpha, q), w - q * lam
         S = of_v * hv + of_h * hh + of_H * hH + q * hh + R
 
@@ -136,8 +136,7 @@ class KOALAPlusPlus(KOALA):
 
     def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
         for t in groups:
-            last_S = torch.stack(t.innovation_variance).to(t.S.dtype)
-            torch._foreach_copy_(t.innovation_variance, torch.where(t.treated, t.S, last_S).unbind())
+            torch._foreach_copy_(t.innovation_variance, torch.where(t.treated, t.S, t.last_S).unbind())
             of_v, of_h, of_H = (torch.where(t.treated, x, y) for x, y in ((t.of_v, 1.0), (t.of_h, 0.0), (t.of_H, 0.0)))
             lists = (t.grads, t.product, t.gradient, of_v, of_h, of_H, t.c, t.treated)
             self._each(correct_, t, *lists, q=t.q, weight_decay=t.weight_decay or None, ok=ok)

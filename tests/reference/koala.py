@@ -174,23 +174,11 @@ class Vanilla(Shared):
         *,
         sigma: float = 1.0,
         q: float = 1.0,
-        r: float | None = None,
-        alpha_r: float = 0.9,
-        weight_decay: float | Sequence[float] = 0.0,
         weight_decay_mode: str = "coupled",
-        target: Target = 0.0,
+        **measurement: Any,
     ) -> None:
-        super().__init__(
-            blocks,
-            lr,
-            P=[[sigma]],
-            F=[[1.0]],
-            r=r,
-            alpha_r=alpha_r,
-            weight_decay=weight_decay,
-            raw_direction=weight_decay_mode == "reference",
-            target=target,
-        )
+        raw = weight_decay_mode == "reference"
+        super().__init__(blocks, lr, P=[[sigma]], F=[[1.0]], raw_direction=raw, **measurement)
         self.q = q
 
     def process_noise(self) -> Matrix:
@@ -211,15 +199,11 @@ class Momentum(Shared):
         a: float = 0.9,
         qw: float = 1e-2,
         qv: float = 1e-2,
-        r: float | None = None,
-        alpha_r: float = 0.9,
-        weight_decay: float | Sequence[float] = 0.0,
         q_rule: str = "reference",
         average_init: str = "params",
-        target: Target = 0.0,
+        **measurement: Any,
     ) -> None:
-        P, F = [[sw, sc], [sc, sv]], [[1.0, 1.0], [0.0, a]]
-        super().__init__(blocks, lr, P=P, F=F, r=r, alpha_r=alpha_r, weight_decay=weight_decay, target=target)
+        super().__init__(blocks, lr, P=[[sw, sc], [sc, sv]], F=[[1.0, 1.0], [0.0, a]], **measurement)
         self.qx, self.qv, self.q_rule = qw, qv, q_rule
         self.average = [list(b) if average_init == "params" else [0.0] * len(b) for b in blocks]
 

@@ -142,6 +142,9 @@ class Contender:
         return None
 
 
+FILTER: Space = {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)}
+"""Of the KOALAs without velocities."""
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -164,7 +167,7 @@ CONTENDERS = {
             "koala-v",
             "KOALA-V",
             plain("koala-v"),
-            {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)},
+            FILTER,
             fixed={"sigma": 0.1},
             ours=True,
             source="Davtyan et al. 2022; around its program's settings (lr 1, sigma 0.1, weight decay 5e-4)",
@@ -181,7 +184,7 @@ CONTENDERS = {
             "koala-pp",
             "KOALA++",
             plain("koala-pp"),
-            {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)},
+            FILTER,
             fixed={"sigma": 0.1},
             ours=True,
             source="Xia et al. 2025; around its program's settings (lr 1 and 2, sigma and q 0.1 and 0.2, weight decay "

@@ -60,11 +60,12 @@ class Bowl(Task):
         bound on ½ΣΛΔ²: its settings come from pilot runs.
         """
         lr, momentum = Range(0.1, 10.0), Range(0.05, 1.0, "one minus log")
+        filtering: Mapping[str, Range | Choice | Setting] = {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0}
         return {
-            "koala-v": {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0},
+            "koala-v": filtering,
             "koala-m": {"lr": lr, "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
             "arturo": {"lr": Range(1.0, 300.0), "reg_weight": Range(1e-2, 2.0), "process_noise": Range(1e-4, 1.0)},
-            "koala-pp": {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0},
+            "koala-pp": filtering,
             # Nothing cools here, so the schedule does not come into play.
             "coolmomentum": {"lr": lr, "rho_0": momentum, "schedule": "exponential"},
             "sgd": {"lr": lr, "momentum": momentum, "weight_decay": 0.0},
