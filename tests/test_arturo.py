@@ -664,10 +664,9 @@ def errors(mine: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
 
 
 def positive(p00: Tensor, p01: Tensor, p11: Tensor) -> bool:
-    """Whether all covariances are positive definite, or singular up to the rounding of their three numbers."""
-    product = p00.double() * p11.double()
-    least = -4 * torch.finfo(p00.dtype).eps * product
-    return bool((p00 > 0).all() and (p11 > 0).all() and (product - p01.double().square() >= least).all())
+    """Whether all covariances are positive definite, or singular after rounding."""
+    determinant = p00.double() * p11.double() - p01.double().square()
+    return bool((p00 > 0).all() and (p11 > 0).all() and (determinant >= 0).all())
 
 
 def paths(steps: int) -> Tensor:
@@ -704,7 +703,7 @@ def test_an_ill_conditioned_start_is_no_danger() -> None:
         signs.append(positive(*plain))
         worst = [max(w, errors(p, wanted).max().item()) for w, p in zip(worst, (mine, plain), strict=True)]
     assert not all(signs)
-    assert worst[0] < 0.5
+    assert worst[0] < 0.2
     assert worst[1] > 10 * worst[0]
 
 
