@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import fallline
 from bits import assert_bits
-from fallline import ArTuRO, CoolMomentum, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
+from fallline import LODO, ArTuRO, CoolMomentum, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
 from problem import METHODS, Net, scalars
 
 FORMS = ["loss", "observe", "stages"]
@@ -60,6 +60,8 @@ SHARDED: dict[str, Callable[[list[nn.Parameter]], fallline.Optimizer]] = {
     "arturo groups": lambda params: ArTuRO(
         [{"params": params[:1]}, {"params": params[1:], "lr": 0.02}], lr=0.05, weight_decay=0.01
     ),
+    "lodo": lambda params: LODO(params, lr=0.1, meta_lr=0.01, depth=4, weight_decay=0.01),
+    "lodo buckets": lambda params: LODO(params, lr=0.1, meta_lr=0.01, depth=2, bucket_size=8),
     "arturo start": lambda params: ArTuRO(params, lr=1.0, newton_iters=0, **UNEVEN),
 }
 

@@ -21,6 +21,7 @@ def params() -> list[nn.Parameter]:
         ("KOALA-M", fallline.MomentumKOALA),
         ("koala-pp", fallline.KOALAPlusPlus),
         ("arTuRO", fallline.ArTuRO),
+        ("LODO", fallline.LODO),
         ("coolmomentum", fallline.CoolMomentum),
         ("sgd", torch.optim.SGD),
         ("AdamW", torch.optim.AdamW),
@@ -36,7 +37,7 @@ def test_a_name_makes_its_optimizer(name: str, cls: type) -> None:
 
 def test_every_listed_name_is_found() -> None:
     names = fallline.list_optimizers()
-    assert names[:5] == ["arturo", "coolmomentum", "koala-m", "koala-pp", "koala-v"]
+    assert names[:6] == ["arturo", "coolmomentum", "koala-m", "koala-pp", "koala-v", "lodo"]
     assert {"sgd", "adamw", "muon"} <= set(names)
     assert len(names) == len(set(names))
     for name in names:

@@ -8,10 +8,12 @@ from .koala import KOALA
 from .koala_m import MomentumKOALA
 from .koala_pp import KOALAPlusPlus
 from .koala_v import VanillaKOALA
+from .lodo import LODO
 
 __version__ = "0.1.0"
 __all__ = [
     "KOALA",
+    "LODO",
     "ArTuRO",
     "CoolMomentum",
     "KOALAPlusPlus",

@@ -42,6 +42,15 @@ class Optimizer(torch.optim.Optimizer):
         """State of one parameter, allocated with its group so that a checkpoint loader finds it."""
         return {}
 
+    def _allocate(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """State of parameters that join a group. What raises here leaves the optimizer as it was."""
+        for p in params:
+            self.state[p] = self._init_state(p, group)
+
+    def _listed(self, p: Tensor) -> Iterable[str]:
+        """Names of the state that every parameter of a group has: ``_update`` finds them as lists."""
+        return list(self.state[p])
+
     def _init_shared(self) -> dict[str, Any]:
         """Shared values at the start: floats and ints become device scalars, strings and bools stay as they are."""
         return {"skipped": 0}
@@ -128,9 +137,11 @@ class Optimizer(torch.optim.Optimizer):
             group.update({name: _scalar(value, device) for name, value in self._init_shared().items()})
         else:
             group.update({name: first[name] for name in self._init_shared()})
-        for p in group["params"]:
-            if p.requires_grad:  # a frozen parameter costs no memory; it gets its state with its first gradient
-                self.state[p] = self._init_state(p, group)
+        try:  # a frozen parameter costs no memory; it gets its state with its first gradient
+            self._allocate([p for p in group["params"] if p.requires_grad], group)
+        except BaseException:
+            self.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch, without callables: ``torch.load(weights_only=True)`` reads it, the constructor's remain."""
@@ -184,16 +195,16 @@ class Optimizer(torch.optim.Optimizer):
             if p.grad is not None and p.grad.layout is not torch.strided:
                 raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (layout {p.grad.layout})")
         for group, ps in zip(self.param_groups, chosen, strict=True):
-            for p in ps:
-                if p not in self.state:
-                    self.state[p] = self._init_state(p, group)
+            fresh = [p for p in ps if p not in self.state]
+            if fresh:
+                self._allocate(fresh, group)
         views = []
         for i, (group, ps) in enumerate(zip(self.param_groups, chosen, strict=True)):
             if ps:
                 if group["skipped"].device != ps[0].device:  # the model was moved after the optimizer was made
                     self._move(ps[0].device)
                 grads = [local(p.grad) for p in ps if p.grad is not None]
-                state = {name: [local(self.state[p][name]) for p in ps] for name in self.state[ps[0]]}
+                state = {name: [local(self.state[p][name]) for p in ps] for name in self._listed(ps[0])}
                 view = SimpleNamespace(**{**group, **state})
                 view.index, view.owners, view.params = i, ps, [local(p) for p in ps]
                 view.grads = [-g for g in grads] if group["maximize"] else grads

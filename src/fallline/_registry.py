@@ -12,6 +12,7 @@ from .coolmomentum import CoolMomentum
 from .koala_m import MomentumKOALA
 from .koala_pp import KOALAPlusPlus
 from .koala_v import VanillaKOALA
+from .lodo import LODO
 
 OURS: dict[str, type[torch.optim.Optimizer]] = {
     "arturo": ArTuRO,
@@ -19,6 +20,7 @@ OURS: dict[str, type[torch.optim.Optimizer]] = {
     "koala-m": MomentumKOALA,
     "koala-pp": KOALAPlusPlus,
     "koala-v": VanillaKOALA,
+    "lodo": LODO,
 }
 
 

@@ -20,6 +20,25 @@ def local(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
+def whole(t: Tensor) -> Tensor:
+    """All of ``t`` on every rank, as a real tensor."""
+    shard = _sharded(t)
+    if shard is not None:
+        t = shard.full_tensor()
+    return torch.view_as_real(t) if t.is_complex() else t
+
+
+def part(t: Tensor, p: Tensor) -> Tensor:
+    """What this rank holds of ``p``, out of a flat real tensor that has its :func:`size`, the same on every rank."""
+    t = t.view((*p.shape, 2) if p.is_complex() else p.shape)
+    shard = _sharded(p)
+    if shard is not None:
+        from torch.distributed.tensor import distribute_tensor
+
+        t = distribute_tensor(t, shard.device_mesh, shard.placements, src_data_rank=None).to_local()
+    return t
+
+
 def size(p: Tensor) -> int:
     """Real numbers in ``p``, over all shards."""
     return p.numel() * (2 if p.is_complex() else 1)
