@@ -235,7 +235,7 @@ MISSING = [(), (1,), (), (0, 2), (0, 2), (), (0, 1, 2, 3), (), (1, 3), (0, 2)]
 
 @pytest.mark.parametrize("kind", LEARNED)
 @pytest.mark.parametrize("bucket", [None, 7], ids=["one network", "two"])
-@pytest.mark.parametrize("more", [{}, SGD], ids=["adam", "descent"])
+@pytest.mark.parametrize("more", [{}, SGD, dict(skip_nonfinite=False)], ids=["adam", "descent", "unguarded"])
 def test_parameters_without_gradient(kind: str, bucket: int | None, more: dict[str, Any]) -> None:
     """They stay, with their momentum; the principal submatrix of G moves the others, and learns from that step."""
     ps = start()
@@ -508,7 +508,7 @@ def bowl(calls: int, seed: int = 0, **settings: Any) -> Tensor:
 
 
 def test_the_bowl() -> None:
-    """The mean loss of the first 1000 calls is 15.9 and 0.5 up or down by the seed; by the end it is below 15.
+    """The mean loss of the first 1000 calls is 15.9 in print; six seeds gave 15.0 to 16.4, and below 15 at the end.
 
     Half the depth gives 19.5, descent in place of Adam 37, momentum of 0.9 53, one weight for each coordinate 67.
     """
@@ -523,7 +523,10 @@ def test_the_bowl() -> None:
 @pytest.mark.parametrize("kind", LEARNED)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
 def test_a_nonfinite_call_never_happened(kind: str, bad: float) -> None:
-    """All as before but the count; the pair of momentum and next gradient stays valid, so that the run goes on."""
+    """All as before but the count; the pair of momentum and next gradient stays valid, so that the run goes on.
+
+    Neither the lr of the failed call nor its members are remembered: the call before it had another lr, and fewer.
+    """
     ends = []
     for broken in (False, True):
         ps = start()
@@ -534,10 +537,12 @@ def test_a_nonfinite_call_never_happened(kind: str, bad: float) -> None:
                 optimizer.zero_grad()
                 batch_loss(ps, 77).backward()
                 ps[3].grad.fill_(bad)
+                optimizer.param_groups[0]["lr"] = 0.7
                 optimizer.step()
+                optimizer.param_groups[0]["lr"] = 0.4
                 assert_bits(before, [[p.detach() for p in ps], optimizer.state_dict()["state"]])
                 assert optimizer.skipped == 1
-            call(optimizer, ps, t)
+            call(optimizer, ps, t, missing=(1, 2) if t == 3 else ())
         ends.append([flat(ps).detach(), optimizer.state_dict()["state"]])
     assert_bits(*ends)
 
@@ -909,6 +914,7 @@ def test_resume_equals_never_stopped(kind: str, dtype: torch.dtype) -> None:
         call(optimizer, ps, t)
     qs = [p.detach().clone().requires_grad_() for p in ps]
     other = LODO(qs, **settings, generator=torch.Generator().manual_seed(9))
+    drawn = [learned(other, i) for i in (0, 1)]
     other.load_state_dict(reloaded(optimizer.state_dict()))
     wanted = torch.float32 if dtype == torch.bfloat16 else dtype
     for i in (0, 1):
@@ -917,6 +923,8 @@ def test_resume_equals_never_stopped(kind: str, dtype: torch.dtype) -> None:
         assert dtypes.pop("members") == torch.int64
         assert dtypes["theta"] == dtypes["momentum"] == wanted
         assert_bits(state(optimizer, i), state(other, i))
+        assert_bits(learned(optimizer, i), learned(other, i))
+        assert not torch.equal(learned(other, i)[0], drawn[i][0])
     for t in range(5, 10):
         call(optimizer, ps, t)
         call(other, qs, t)
@@ -936,6 +944,7 @@ def test_a_checkpoint_brings_its_division_into_networks() -> None:
         call(optimizer, ps, t)
     qs = [p.detach().clone().requires_grad_() for p in ps]
     other = LODO(qs, **BRISK)
+    assert members(other, qs) == [[0, 1, 2, 3]]
     other.load_state_dict(reloaded(optimizer.state_dict()))
     assert members(other, qs) == members(optimizer, ps) == [[0, 2, 3], [1]]
     for t in range(6, 9):

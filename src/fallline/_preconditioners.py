@@ -21,13 +21,13 @@ SLAB = 2**18  # numbers of theta that learn at a time: few calls where layers ar
 
 
 def rise(s: Tensor, w: Tensor) -> tuple[Tensor]:
-    """Kernel: columns [c, in, blocks] through a layer [in, out, blocks]."""
-    return ((s.unsqueeze(2) * w).sum(1),)
+    """Kernel: columns [c, in, 1, blocks] through a layer [in, out, blocks]."""
+    return ((s * w).sum(1),)
 
 
 def fall(y: Tensor, w: Tensor) -> tuple[Tensor]:
-    """Kernel: columns [c, out, blocks] through its transpose."""
-    return ((y.unsqueeze(1) * w).sum(2),)
+    """Kernel: columns [c, 1, out, blocks] through its transpose."""
+    return ((y * w).sum(2),)
 
 
 class Preconditioner:
@@ -45,8 +45,8 @@ class Preconditioner:
         self.parameters, self.state, self.group = list(parameters), state, group
         self.sizes = [size(p) for p in parameters]
         self.n = sum(self.sizes)
-        self.width = self.shape(self.n, group)[-1] * self.shape(self.n, group)[-2]
-        self._inverse: tuple[Tensor, Tensor] | None = None
+        self.width = state["permutations"].shape[1] if self.mixes else self.n
+        self._inverse: Tensor | None = None
 
     # -- what a kind writes -----------------------------------------------------------------------------------
 
@@ -94,14 +94,13 @@ class Preconditioner:
 
     @property
     def _inverses(self) -> Tensor:
-        """The inverse permutations [depth, width], found anew when the permutations are another tensor."""
-        permutations = self.state["permutations"]
-        if self._inverse is None or self._inverse[0] is not permutations:
+        """The inverse permutations, [depth, width]."""
+        if self._inverse is None:
+            permutations = self.state["permutations"]
             order = torch.arange(self.width, dtype=permutations.dtype, device=permutations.device)
             inverse = torch.empty_like(permutations)
-            inverse.scatter_(1, permutations.long(), order.expand_as(permutations))
-            self._inverse = permutations, inverse
-        return self._inverse[1]
+            self._inverse = inverse.scatter_(1, permutations.long(), order.expand_as(permutations))
+        return self._inverse
 
     def _assign(self, to: Tensor, value: Tensor, what: str) -> None:
         if value.shape != to.shape:
@@ -152,7 +151,7 @@ class Network(Preconditioner):
     def pairs(self, columns: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         depth, k, _, blocks = self.state["theta"].shape
         s = columns.new_empty(depth, 2, k, blocks)
-        y = self._up(pad(columns, (0, self.width - self.n)), s)
+        y = self._up(pad(columns, (0, self.width - self.n)), s.view(depth, 2, self.width).unbind())
         theta, inverses = self.state["theta"].unbind(), self._inverses.unbind()
         slab = max(1, SLAB // (k * self.width))
         for end in range(depth, 0, -slab):
@@ -165,18 +164,17 @@ class Network(Preconditioner):
             together = torch.stack(ys[::-1]) if len(ys) > 1 else ys[0].unsqueeze(0)
             yield slice(start, end), s[start:end], together
 
-    def _up(self, u: Tensor, kept: Tensor | None = None) -> Tensor:
+    def _up(self, u: Tensor, kept: Sequence[Tensor] | None = None) -> Tensor:
         """Columns [c, width] to the top; ``kept`` takes each layer's gathered input."""
-        theta, permutations = self.state["theta"], self.state["permutations"]
-        k, blocks = theta.shape[1], theta.shape[3]
-        for layer, (w, order) in enumerate(zip(theta.unbind(), permutations.unbind(), strict=True)):
-            s = torch.index_select(u, 1, order, out=None if kept is None else kept[layer].view(u.shape))
-            ((u,),) = run(rise, [[s.view(-1, k, blocks)], [w]], {}, self.group["fused"])
-            u = u.view(s.shape)
+        theta, orders, shape = self.state["theta"].unbind(), self.state["permutations"].unbind(), u.shape
+        for layer, (w, order) in enumerate(zip(theta, orders, strict=True)):
+            s = torch.index_select(u, 1, order, out=kept[layer] if kept else None)
+            ((u,),) = run(rise, [[s.view(len(s), len(w), 1, -1)], [w]], {}, self.group["fused"])
+            u = u.view(shape)
         return u
 
     def _down(self, y: Tensor, w: Tensor, inverse: Tensor) -> Tensor:
-        ((q,),) = run(fall, [[y.view(-1, *w.shape[1:])], [w]], {}, self.group["fused"])
+        ((q,),) = run(fall, [[y.view(len(y), 1, len(w), -1)], [w]], {}, self.group["fused"])
         return torch.index_select(q.view(y.shape), 1, inverse)
 
     @property

@@ -74,7 +74,8 @@ class LODO(Optimizer):
             authors take ``depth=64``), which may become indefinite.
         meta_optimizer: of :math:`\theta`: ``"adam"``, or ``"sgd"``, which has no state.
         meta_betas: Adam's decay rates.
-        meta_eps: Adam's epsilon. Meta-gradients are small, products of two gradients: it matters.
+        meta_eps: Adam's epsilon. Meta-gradients are small, products of two gradients: it matters. (In float32 a second
+            moment is lost below 1e-38, so an epsilon far below 1e-20 protects from nothing.)
         meta_eps_mode: ``"keras"``: added before the second moment's bias is corrected; ``"torch"``: after.
         second_moment: Adam's, one for each ``"entry"`` of a block; or for each ``"block"``, the mean over its entries,
             which saves a third of the state.

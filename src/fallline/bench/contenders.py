@@ -81,6 +81,12 @@ def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizo
     return Team(matrices, torch.optim.AdamW(rest, lr=adamw_lr, weight_decay=settings["weight_decay"]))
 
 
+def lodo(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
+    """Its network is drawn anew in every run."""
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    return fallline.create_optimizer("lodo", parameters, generator=generator, **settings)
+
+
 def published(setting: Callable[[Mapping[str, float]], float], widened: float) -> Range:
     """From the smallest to the largest among arTuRO's published settings, and by a factor to either side."""
     values = [setting(settings) for settings in PUBLISHED.values()]
@@ -102,6 +108,9 @@ class Contender:
 
     schedule: Schedule = "cosine"
     """`constant` for a method that brings its own."""
+
+    rates: tuple[str, ...] = ("lr",)
+    """The settings that the schedule multiplies."""
 
     schedule_note: str = ""
     """Its own schedule, in words."""
@@ -203,6 +212,16 @@ CONTENDERS = {
             schedule_note="its own: the momentum cools over the whole run, the learning rate stays",
             ours=True,
             source="Borysenko and Byshkin 2021 (lr 0.01 … 0.6, rho_0 0.99); lr widened upwards, where the best lie",
+        ),
+        Contender(
+            "lodo",
+            "LODO",
+            lodo,
+            {"lr": Range(0.05, 5.0), "meta_lr": Range(1e-5, 1e-2), "beta": Range(0.05, 1.0, "one minus log")},
+            rates=("lr", "meta_lr"),
+            schedule_note="cosine, of lr and of meta_lr",
+            ours=True,
+            source="Liao et al. 2023; around its program's settings (lr 0.085 … 1, meta_lr 8e-6 … 1e-3, beta 0 … 0.93)",
         ),
         Contender(
             "sgd",

@@ -89,7 +89,7 @@ def train(run: Run) -> Outcome:
     model = task.model()
     seed_torch(run.seed, "noise")
     optimizer = contender.make(model.parameters(), run.settings, task.horizon)
-    base_lrs = [group["lr"] for group in optimizer.param_groups]
+    rates = [(group, name, group[name]) for group in optimizer.param_groups for name in contender.rates]
 
     # Loop
     outcome = Outcome("finished", steps=0)
@@ -98,8 +98,8 @@ def train(run: Run) -> Outcome:
     record(outcome.curve, 0, evaluate(task, model, optimizer, "validation"))
     clock = time.process_time()
     for step in range(1, steps + 1):
-        for group, base_lr in zip(optimizer.param_groups, base_lrs, strict=True):
-            group["lr"] = base_lr * lr_factor(contender.schedule, step, steps)
+        for group, name, rate in rates:
+            group[name] = rate * lr_factor(contender.schedule, step, steps)
 
         losses = task.losses(model, next(batches))
         optimizer.zero_grad()

@@ -66,6 +66,7 @@ class Bowl(Task):
             "koala-m": {"lr": lr, "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
             "arturo": {"lr": Range(1.0, 300.0), "reg_weight": Range(1e-2, 2.0), "process_noise": Range(1e-4, 1.0)},
             "koala-pp": filtering,
+            "lodo": {"lr": lr, "meta_lr": Range(1e-4, 1e-2), "beta": momentum},
             # Nothing cools here, so the schedule does not come into play.
             "coolmomentum": {"lr": lr, "rho_0": momentum, "schedule": "exponential"},
             "sgd": {"lr": lr, "momentum": momentum, "weight_decay": 0.0},
