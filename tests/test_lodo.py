@@ -1096,3 +1096,24 @@ def test_fused_equals_eager() -> None:
             ends.append([flat(ps).detach(), *learned(optimizer), state(optimizer)["momentum"]])
         for eager, compiled in zip(*ends, strict=True):
             torch.testing.assert_close(eager, compiled, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"depth": 2.5}, "depth=2.5 is outside its range: a whole number"),
+        ({"depth": 4.0}, "depth=4.0 is outside its range: a whole number"),
+        ({"block_size": 0}, "block_size=0 is outside its range"),
+        ({"bucket_size": 1e6}, "bucket_size=1000000.0 is outside its range: a whole number"),
+        ({"meta_betas": (0.9, 1.0)}, r"meta_betas=\(0.9, 1.0\) is outside its range: two numbers in \[0, 1\)"),
+        ({"meta_betas": 0.9}, "meta_betas=0.9 is outside"),
+        ({"meta_betas": (0.9,)}, "meta_betas=.* is outside"),
+    ],
+)
+def test_settings_beyond_the_table_s_are_refused(setting: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LODO(start(), **setting)
+    optimizer = LODO(start())
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))], **setting})
+    assert len(optimizer.param_groups) == len(optimizer.networks) == 1

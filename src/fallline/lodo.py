@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._foreach import HALF, clean, run
 from ._memory import free_memory
-from ._optimizer import Optimizer, Params, _precision
+from ._optimizer import Optimizer, Params, _inside, _precision
 from ._preconditioners import KINDS, Preconditioner
 from ._shards import part, size, whole
 
@@ -163,6 +163,15 @@ class LODO(Optimizer):
         meta |= dict(meta_eps=meta_eps, meta_eps_mode=meta_eps_mode)
         running = dict(weight_decay=weight_decay, skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
         super().__init__(params, dict(lr=lr, beta=beta, bucket_size=bucket_size, **architecture, **meta, **running))
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        super()._check(settings)
+        for name in ("depth", "block_size", "bucket_size"):
+            if not isinstance(settings[name], int | None):
+                raise ValueError(f"{name}={settings[name]!r} is outside its range: a whole number")
+        betas = settings["meta_betas"]
+        if not (isinstance(betas, Sequence) and len(betas) == 2 and all(_inside(beta, "[0, 1)") for beta in betas)):
+            raise ValueError(f"meta_betas={betas!r} is outside its range: two numbers in [0, 1)")
 
     # -- the step ---------------------------------------------------------------------------------------------
 
