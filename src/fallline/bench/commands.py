@@ -16,12 +16,15 @@ from rich.text import Text
 
 import fallline
 from fallline.bench import display
+from fallline.bench import repro as experiments
 from fallline.bench.contenders import CONTENDERS, TEAM, get_contender
 from fallline.bench.environment import environment
 from fallline.bench.pool import available_cores, local_pool
 from fallline.bench.race import Design, RaceError
 from fallline.bench.race import race as run_race
 from fallline.bench.record import Race, Store
+from fallline.bench.repro.reproduce import reproduce, write
+from fallline.bench.repro.watch import Watcher, results_table
 from fallline.bench.results import results
 from fallline.bench.tasks import TASKS, get_task
 
@@ -173,6 +176,52 @@ def list_() -> None:
     console.print(racers)
     others = [name for name in fallline.list_optimizers() if name not in CONTENDERS]
     console.print(f"\nAnd, tuning lr alone: {', '.join(others)}, or package.module:Class.")
+
+
+@app.command()
+def repro(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Which experiment; without a name they are listed.", show_default=False),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps, trials and contenders: about a minute.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds.", show_default="8; fewer with --quick")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
+    ] = None,
+    out: OutOption = Path("runs"),
+) -> None:
+    """Run a paper's own experiment again: raw numbers as JSON, and a page that shows them.
+
+    What has run once is never run again: interrupted with Ctrl-C, the same command goes on.
+
+    [b]Examples[/b]
+
+    fallline repro
+
+    fallline repro lodo-bowl --quick
+    """
+    if name is None:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for known in experiments.EXPERIMENTS:
+            table.add_row(Text(known, style="bold"), experiments.get_experiment(known).summary)
+        console.print(table)
+        return
+    try:
+        experiment = experiments.get_experiment(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="NAME") from error
+    design = experiments.Design(name, quick, seeds or (experiment.quick_seeds if quick else experiment.seeds))
+    workers = jobs or available_cores()
+    with readable_errors(), Store(out / DATABASE) as store:
+        console.print(Text(f"{experiment.summary[0].upper()}{experiment.summary[1:]}.", style="dim"))
+        with Watcher(console) as watch, local_pool(workers) as pool:
+            record = reproduce(experiment, design, store, pool, ahead=2 * workers, watch=watch)
+        record["environment"] = environment(workers)
+        raw, page = write(experiment, record, out)
+        console.print(results_table(experiment.page(record)))
+        console.print(f"Raw numbers: {raw}", soft_wrap=True)
+        console.print(f"Report: {page}", soft_wrap=True)
 
 
 def checked_names(task: str, optimizers: str) -> tuple[str, ...]:

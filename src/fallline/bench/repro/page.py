@@ -1,0 +1,223 @@
+"""A page of an experiment: the race report's fonts, colours and script around other tables and figures."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
+
+from fallline.bench.display import number
+from fallline.bench.figures import DARK, INK, LIGHT, Figure, _axis, _layout, _safe, _short
+from fallline.bench.stats import band
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one contender looks: its colour on white, on black and on either, whole or broken."""
+
+    name: str
+    label: str
+    colour: tuple[str, str, str]
+    dash: str = "solid"
+    width: float = 2.0
+    ours: bool = True
+
+    @property
+    def style(self) -> Figure:
+        """As Plotly wants it."""
+        return {"color": f"@{self.name}", "width": self.width, "dash": self.dash}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the contender's line where it is about one, and its cells as text."""
+
+    cells: Sequence[str]
+    line: Line | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. The first cell of a row names it; `mean [low, high]` is set as a number with its interval."""
+
+    id: str
+    head: Sequence[str]
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with its title, and what one must know to read it."""
+
+    name: str
+    title: str
+    figure: Figure
+    note: str = ""
+    height: int = 380
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a note, and what stands below."""
+
+    title: str
+    note: str = ""
+    table: Table | None = None
+    plots: Sequence[Plot] = ()
+    points: Sequence[str] = ()
+    """A list of sentences."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that is particular to an experiment's page."""
+
+    title: str
+    lead: Sequence[str]
+    sections: Sequence[Section]
+    lines: Sequence[Line] = ()
+    """Those that can be shown and hidden."""
+
+    colours: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Further tokens of its figures."""
+
+
+def render(page: Page, record: Mapping[str, Any]) -> str:
+    """The page as HTML: one file that opens offline."""
+    from plotly.offline import get_plotlyjs  # slow to import, and listing the experiments needs no plotly
+
+    templates = Environment(
+        loader=ChoiceLoader([PackageLoader("fallline.bench.repro"), PackageLoader("fallline.bench")]),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plots = {plot.name: plot.figure for section in page.sections for plot in section.plots}
+    colours = {**INK, **page.colours, **{line.name: line.colour for line in page.lines}}
+    values = {
+        "light": {name: faces[LIGHT] for name, faces in colours.items()},
+        "dark": {name: faces[DARK] for name, faces in colours.items()},
+        "figures": json.dumps(plots, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "plotly": get_plotlyjs(),
+    }
+    styles, scripts = (Markup(templates.from_string(part).render(values)) for part in _dress(templates))
+    return templates.get_template("repro.html").render(page=page, record=record, styles=styles, scripts=scripts)
+
+
+def _dress(templates: Environment) -> tuple[str, str]:
+    """The styles and the scripts of the race's report, so that no second copy of them can differ."""
+    assert templates.loader is not None
+    source, _, _ = templates.loader.get_source(templates, "report.html")
+    styles = re.search(r"<style>.*?</style>", source, re.DOTALL)
+    scripts = re.search(r"(?<=</main>).*(?=</body>)", source, re.DOTALL)
+    assert styles, "no style element"
+    assert scripts, "no scripts"
+    return styles[0], scripts[0]
+
+
+def layout(x: str, y: str, *, log_x: tuple[float, float] | None = None) -> Figure:
+    """A layout in the report's manner with named axes; with `log_x`, the logarithmic range of the first."""
+    made = _layout()
+    made["margin"] |= {"l": 60, "b": 48}
+    for axis, title in (("xaxis", x), ("yaxis", y)):
+        made[axis]["title"] = {**made[axis]["title"], "text": title}
+    if log_x:
+        made["xaxis"] |= log_axis(*log_x)
+    return made
+
+
+def log_axis(low: float, high: float, *, air: float = 0.02, ticks: int = 8) -> Figure:
+    """A logarithmic axis with a tick a decade, or every few decades of a long one."""
+    start, end = math.log10(low), math.log10(high)
+    every = math.ceil((end - start) / ticks) or 1
+    values = [10.0**d for d in range(math.ceil(start - 1e-9), math.floor(end + 1e-9) + 1) if d % every == 0]
+    if len(values) < 2:
+        return _axis(low, high, ratio_for_log=1)
+    margin = air * (end - start)
+    texts = [f"{v:,.0f}" if 1 <= v < 1e6 else f"{v:g}" for v in values]
+    return {"type": "log", "range": [start - margin, end + margin], "tickvals": values, "ticktext": texts}
+
+
+def value_axis(low: float, high: float, *, ratio_for_log: float = 3) -> Figure:
+    """The axis of a measure: the race's, logarithmic where the range asks for it."""
+    return _axis(low, high, ratio_for_log=ratio_for_log)
+
+
+def band_traces(line: Line, x: ArrayLike, curves: ArrayLike, what: str) -> tuple[list[Figure], float, float]:
+    """Mean and 95 % band over seeds of `curves`, shape (seeds, points); and the lowest and highest of the band."""
+    mean, low, high = band(np.asarray(curves, dtype=np.float64))
+    steps = _short(np.asarray(x, dtype=np.float64))
+    shade: Figure = {
+        "x": steps + steps[::-1],
+        "y": _short([*high, *low[::-1]]),
+        "fill": "toself",
+        "fillcolor": f"@{line.name}/18",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "mode": "lines",
+        "showlegend": False,
+        "meta": line.name,
+    }
+    return [shade, curve_trace(line, steps, mean, what, low, high)], float(low.min()), float(high.max())
+
+
+def curve_trace(
+    line: Line,
+    x: Sequence[float],
+    y: NDArray[np.float64],
+    what: str,
+    low: NDArray[np.float64] | None = None,
+    high: NDArray[np.float64] | None = None,
+) -> Figure:
+    """One curve, and on hovering its value."""
+    trace: Figure = {
+        "x": list(x),
+        "y": _short(y),
+        "name": line.label,
+        "mode": "lines",
+        "line": line.style,
+        "hovertemplate": f"<b>{_safe(line.label)}</b><br>{what}: %{{y:.3g}}<extra></extra>",
+        "meta": line.name,
+    }
+    if low is not None and high is not None:
+        trace["customdata"] = [f"{number(a)}, {number(b)}" for a, b in zip(low, high, strict=True)]
+        trace["hovertemplate"] = f"<b>{_safe(line.label)}</b><br>{what}: %{{y:.3g}} [%{{customdata}}]<extra></extra>"
+    return trace
+
+
+def level(value: float, text: str, *, log: bool) -> Figure:
+    """A dotted horizontal line with its name: `shapes` and `annotations` of a layout."""
+    return {
+        "shapes": [
+            {
+                "type": "line",
+                "xref": "paper",
+                "yref": "y",
+                "x0": 0,
+                "x1": 1,
+                "y0": value,
+                "y1": value,
+                "line": {"color": "@muted", "width": 1.5, "dash": "dot"},
+            }
+        ],
+        "annotations": [
+            {
+                "x": 0.99,
+                "y": math.log10(value) if log else value,
+                "xref": "paper",
+                "yref": "y",
+                "xanchor": "right",
+                "yanchor": "top",
+                "yshift": -3,
+                "text": text,
+                "showarrow": False,
+                "font": {"size": 12, "color": "@muted"},
+            }
+        ],
+    }

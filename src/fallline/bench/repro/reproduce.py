@@ -1,0 +1,191 @@
+"""Running an experiment: what the records do not hold is run, then the raw numbers and the page are written.
+
+Runs lie in the race's database, under keys that say all that determines them, so that a command which was interrupted
+goes on. The JSON file and the page are made when all is there, and appear whole or not at all.
+"""
+
+import dataclasses
+import inspect
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from pathlib import Path
+
+import torch
+
+import fallline
+from fallline.bench import seeds, spaces
+from fallline.bench.race import RaceError
+from fallline.bench.record import Store, now, run_key
+from fallline.bench.repro import Design, Done, Experiment, Record, get_experiment
+from fallline.bench.repro.page import render
+from fallline.bench.train import Outcome, Run
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far an experiment has come, for whoever watches."""
+
+    design: Design
+    stage: int = 0
+    planned: list[Run] = dataclasses.field(default_factory=list)
+    """The runs of this stage and of those before."""
+
+    done: list[Done] = dataclasses.field(default_factory=list)
+    reused: int = 0
+    """Runs that were in the records already."""
+
+    @property
+    def ran(self) -> int:
+        """Runs that were run."""
+        return len(self.done) - self.reused
+
+
+Watch = Callable[[Progress], None]
+
+
+def reproduce(
+    experiment: Experiment, design: Design, store: Store, pool: Executor, *, ahead: int, watch: Watch
+) -> Record:
+    """Run what the records do not hold, and return the record of the whole.
+
+    Args:
+        experiment: what to run.
+        design: how much of it.
+        store: the records, written by this process alone.
+        pool: where the runs run.
+        ahead: runs to hand to the pool at a time.
+        watch: called with the progress, after each run at least.
+
+    Raises:
+        RaceError: a worker died, or no run of a stage has finished.
+        KeyboardInterrupt: passed on, when what has finished is written down.
+    """
+    started_at, clock = now(), time.monotonic()
+    progress = Progress(design)
+    code = fingerprint(experiment)
+    stages = experiment.stages(design)
+    runs = next(stages)
+    while True:
+        progress.stage += 1
+        progress.planned += runs
+        done = run_stage(design.experiment, runs, code, store, pool, progress, ahead=ahead, watch=watch)
+        if done and all(outcome.lost for _, outcome in done):
+            raise RaceError(f"no run has finished; the first: {done[0][1].reason}")
+        try:
+            runs = stages.send(done)
+        except StopIteration:
+            break
+    record = compose(experiment, design, progress)
+    return {**record, "started_at": started_at, "seconds": time.monotonic() - clock}
+
+
+def run_stage(
+    name: str,
+    runs: Sequence[Run],
+    code: str,
+    store: Store,
+    pool: Executor,
+    progress: Progress,
+    *,
+    ahead: int,
+    watch: Watch,
+) -> list[Done]:
+    """The runs of one stage, in their order, with what came of them."""
+    outcomes: dict[str, Outcome] = {}
+    keys = [run_key(run, code) for run in runs]
+    queue = deque(zip(keys, runs, strict=True))
+    pending: dict[Future[Outcome], tuple[str, Run]] = {}
+
+    def settle(key: str, run: Run, outcome: Outcome) -> None:
+        outcomes[key] = outcome
+        progress.done.append((run, outcome))
+
+    def collect(futures: set[Future[Outcome]]) -> None:
+        for future in futures:
+            key, run = pending.pop(future)
+            store.add(key, run, future.result())
+            settle(key, run, future.result())
+
+    try:
+        while queue or pending:
+            while queue and len(pending) < ahead:
+                key, run = queue.popleft()
+                if known := store.find(key):
+                    progress.reused += 1
+                    settle(key, run, known)
+                else:
+                    pending[pool.submit(attempt, name, run)] = key, run
+            watch(progress)
+            if pending:
+                collect(wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done)
+    except BrokenExecutor as error:
+        raise RaceError(
+            "a worker process died, perhaps for want of memory. What had finished is kept; "
+            "the same command goes on from there, with --jobs 1 if need be"
+        ) from error
+    finally:
+        collect({future for future in pending if future.done() and not future.cancelled() and not future.exception()})
+    watch(progress)
+    return [(run, outcomes[key]) for key, run in zip(keys, runs, strict=True)]
+
+
+def attempt(name: str, run: Run) -> Outcome:
+    """Run once; whatever is raised is the run's result, and the experiment goes on."""
+    experiment = get_experiment(name)
+    clock = time.process_time()
+    try:
+        outcome = experiment.run(run)
+    except Exception as error:
+        outcome = Outcome("failed", steps=0, reason=f"{type(error).__name__}: {error}")
+    outcome.cpu_seconds = outcome.cpu_seconds or time.process_time() - clock
+    return outcome
+
+
+def fingerprint(experiment: Experiment) -> str:
+    """The code that makes the runs' numbers: the library, torch by its version, and what the experiment names."""
+    library = sorted(Path(fallline.__file__).parent.glob("*.py"))
+    parts = [torch.__version__, *(file.read_text(encoding="utf-8") for file in library)]
+    parts += [inspect.getsource(part) for part in (seeds, spaces, *experiment.code())]
+    return "\0".join(parts)
+
+
+def compose(experiment: Experiment, design: Design, progress: Progress) -> Record:
+    """The record: what was asked for, the numbers that the page prints, and every run."""
+    return {
+        "experiment": design.experiment,
+        "command": command_line(design),
+        "design": dataclasses.asdict(design),
+        "results": experiment.results(design, progress.done),
+        "reused": progress.reused,
+        "cpu_seconds": sum(outcome.cpu_seconds for _, outcome in progress.done),
+        "runs": [{"run": dataclasses.asdict(run), "outcome": dataclasses.asdict(out)} for run, out in progress.done],
+    }
+
+
+def write(experiment: Experiment, record: Record, folder: Path) -> tuple[Path, Path]:
+    """Write the JSON file and the page made from it: each is there whole or not at all."""
+    text = json.dumps(record, allow_nan=False)
+    page = render(experiment.page(json.loads(text)), json.loads(text))
+    stem = f"repro-{record['experiment'].replace(':', '.')}"
+    return replace(folder / f"{stem}.json", text), replace(folder / f"{stem}.html", page)
+
+
+def replace(path: Path, text: str) -> Path:
+    """Put a file in its place in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def command_line(design: Design) -> str:
+    """The command that does this again."""
+    return f"fallline repro {design.experiment}{' --quick' if design.quick else ''} --seeds {design.seeds}"
