@@ -7,6 +7,7 @@ Inside, a vector of h entries in blocks of k is [k, h / k], entry i of all block
 [in, out, h / k]: a layer is k^2 multiplications over long rows, where products of k x k matrices would crawl.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._foreach import run
+from ._foreach import HALF, run
 from ._shards import size
 
 SLAB = 2**18  # numbers of theta that learn at a time: few calls where layers are small, what a cache holds where not
@@ -71,6 +72,51 @@ class Preconditioner:
         the layers that have been yielded: nothing reads them again.
         """
         raise NotImplementedError
+
+    # -- its state --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def layout(
+        cls, parameters: Sequence[Tensor], group: dict[str, Any]
+    ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shapes and precisions by name: float32 for half-precision parameters, else their own."""
+        n, dtype = sum(map(size, parameters)), parameters[0].real.dtype
+        dtype = torch.float32 if dtype in HALF else dtype
+        layers, k, _, blocks = shape = cls.shape(n, group)
+        tensors: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"theta": (shape, dtype)}
+        if cls.mixes:
+            tensors["permutations"] = ((group["depth"], k * blocks), torch.int32)
+        if group["meta_optimizer"] == "adam":
+            tensors["first_moment"] = (shape, dtype)
+            tensors["second_moment"] = ((layers, 1, 1, blocks) if group["second_moment"] == "block" else shape, dtype)
+        tensors |= {"momentum": ((n,), dtype), "moved": ((len(parameters),), dtype)}
+        return tensors | {"step_size": ((), dtype), "updates": ((), dtype)}
+
+    @classmethod
+    def bytes(cls, parameters: Sequence[Tensor], group: dict[str, Any]) -> int:
+        """What the state takes, with the inverse permutations and what a step keeps of every layer."""
+        tensors = cls.layout(parameters, group)
+        sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in tensors.items()}
+        passing = math.prod(tensors["permutations"][0]) * 2 * tensors["theta"][1].itemsize if cls.mixes else 0
+        return sum(sizes.values()) + sizes.get("permutations", 0) + passing
+
+    @classmethod
+    def allocate(
+        cls, parameters: Sequence[Tensor], group: dict[str, Any], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The state at the start, on the first parameter's device, drawn on the CPU."""
+        device = parameters[0].device
+        state = {
+            name: torch.zeros(shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in cls.layout(parameters, group).items()
+        }
+        for order in state.get("permutations", ()):
+            order.copy_(torch.randperm(len(order), generator=generator))
+        drawn = cls.draw(sum(map(size, parameters)), group, generator)
+        for layer, value in zip(state["theta"], drawn, strict=True):
+            layer.copy_(value)
+        positions = {p: i for i, p in enumerate(group["params"])}
+        return state | {"members": torch.tensor([positions[p] for p in parameters], device=device)}
 
     # -- for study --------------------------------------------------------------------------------------------
 

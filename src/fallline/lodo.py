@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import HALF, clean, run
+from ._foreach import clean, run
 from ._memory import free_memory
 from ._optimizer import Optimizer, Params, _inside, _precision
 from ._preconditioners import KINDS, Preconditioner
@@ -179,9 +179,10 @@ class LODO(Optimizer):
         ok = self._finite(groups) if groups[0].skip_nonfinite else None
         if ok is not None:
             shared.skipped.add_(~ok)
+        networks = self._networks()
         for t in groups:
             directions: dict[Tensor, Tensor] = {}
-            for net in self._networks()[t.index]:
+            for net in networks[t.index]:
                 if any(p.grad is not None for p in net.parameters):
                     m = self._learn_and_average(net, t, ok)
                     pieces = net.multiply(m.unsqueeze(0))[0].split(net.sizes)
@@ -275,71 +276,37 @@ class LODO(Optimizer):
         return ()
 
     def _allocate(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        filled = [p for p in params if p.numel()]
-        bucket_size, buckets = group["bucket_size"] or BUCKET, list[list[Tensor]]()
-        for p in filled:
-            if not buckets or sum(map(size, buckets[-1])) >= bucket_size:
-                buckets.append([])
-            buckets[-1].append(p)
-        self._fit(buckets, group)
+        kind, bucket_size, buckets = (
+            KINDS[group["preconditioner"]],
+            group["bucket_size"] or BUCKET,
+            list[list[Tensor]](),
+        )
+        for p in params:
+            if p.numel():
+                if not buckets or sum(map(size, buckets[-1])) >= bucket_size:
+                    buckets.append([])
+                buckets[-1].append(p)
+        for device in {bucket[0].device for bucket in buckets}:
+            here = [bucket for bucket in buckets if bucket[0].device == device]
+            free, needed = free_memory(device), sum(kind.bytes(bucket, group) for bucket in here)
+            if free is not None and needed > free:
+                n = sum(size(p) for bucket in here for p in bucket)
+                raise MemoryError(
+                    f"LODO's networks for {n:,} parameters would take {needed:,} bytes ({needed / n:,.0f} a parameter), "
+                    f"and {device} has {free:,} free. To shrink them: less depth (here {group['depth']}), a smaller "
+                    f"block_size (here {group['block_size']}), second_moment='block' (a third less), "
+                    "meta_optimizer='sgd' (two thirds less), or preconditioner='diagonal'"
+                )
         super()._allocate(params, group)
         for bucket in buckets:
-            self.state[bucket[0]] = self._init_bucket(bucket, group)
+            self.state[bucket[0]] = kind.allocate(bucket, group, self._draws())
         self._known = None
 
-    def _init_bucket(self, bucket: list[Tensor], group: dict[str, Any]) -> dict[str, Tensor]:
-        generator = self._generator
-        if generator is None:
-            number = sum("members" in state for state in self.state.values())
-            generator = torch.Generator().manual_seed(number)
-        kind, n, first = KINDS[group["preconditioner"]], sum(map(size, bucket)), bucket[0]
-        dtype = torch.float32 if first.dtype in HALF else first.real.dtype
-        layers, k, _, blocks = shape = kind.shape(n, group)
-        like: Any = dict(dtype=dtype, device=first.device)
-        state = {"theta": torch.empty(shape, **like)}
-        if kind.mixes:
-            state["permutations"] = torch.empty(group["depth"], k * blocks, dtype=torch.int32, device=first.device)
-            for order in state["permutations"]:
-                order.copy_(torch.randperm(k * blocks, generator=generator))
-        for layer, value in zip(state["theta"], kind.draw(n, group, generator), strict=True):
-            layer.copy_(value)
-        if group["meta_optimizer"] == "adam":
-            state["first_moment"] = torch.zeros(shape, **like)
-            per_block = group["second_moment"] == "block"
-            state["second_moment"] = torch.zeros((layers, 1, 1, blocks) if per_block else shape, **like)
-        positions = {p: i for i, p in enumerate(group["params"])}
-        return state | {
-            "momentum": torch.zeros(n, **like),
-            "moved": torch.zeros(len(bucket), **like),
-            "step_size": torch.zeros((), **like),
-            "updates": torch.zeros((), **like),
-            "members": torch.tensor([positions[p] for p in bucket], device=first.device),
-        }
-
-    def _fit(self, buckets: list[list[Tensor]], group: dict[str, Any]) -> None:
-        """Refuse networks larger than the memory, before anything is allocated."""
-        if not buckets:
-            return
-        kind, total = KINDS[group["preconditioner"]], 0
-        for bucket in buckets:
-            number = 8 if bucket[0].dtype in (torch.float64, torch.complex128) else 4
-            n = sum(map(size, bucket))
-            layers, k, _, blocks = kind.shape(n, group)
-            moments = 0.0
-            if group["meta_optimizer"] == "adam":
-                moments = 1 + (1 / k**2 if group["second_moment"] == "block" else 1)
-            total += int(layers * k * blocks * k * number * (1 + moments)) + n * number
-            if kind.mixes:
-                total += group["depth"] * k * blocks * (2 * 4 + 2 * number)  # permutations, inverses, s of each layer
-        free = free_memory(buckets[0][0].device)
-        if free is not None and total > free:
-            weights = sum(size(p) for bucket in buckets for p in bucket)
-            raise MemoryError(
-                f"LODO's networks for {weights:,} parameters would take {total:,} bytes ({total / weights:,.0f} a "
-                f"parameter), and {buckets[0][0].device} has {free:,} free. To shrink them: less depth (here "
-                f"{group['depth']}), a smaller block_size (here {group['block_size']}), second_moment='block' (a third "
-                f"less), meta_optimizer='sgd' (two thirds less), or preconditioner='diagonal'"
-            )
+    def _draws(self) -> torch.Generator:
+        """What the next network is drawn from."""
+        if self._generator is not None:
+            return self._generator
+        return torch.Generator().manual_seed(sum("members" in state for state in self.state.values()))
 
 
 def _members(net: Preconditioner) -> Sequence[tuple[Tensor, int]]:

@@ -43,7 +43,7 @@ def runs(patch):
 
     patch.setattr(commands, "local_pool", here)
     for experiment, settings in (
-        (LodoBowl, {"steps": 30, "quick_steps": 60}),
+        (LodoBowl, {"steps": 12, "quick_steps": 40}),
         (LodoRosenbrock, {"steps": 30, "trials": 5, "quick_trials": 4}),
     ):
         for name, value in settings.items():
@@ -116,7 +116,7 @@ def test_the_bowl_s_curves_are_the_losses_of_the_runs(bowl):
     assert line["y"] == pytest.approx(np.mean([curve["loss"] for curve in mine], axis=0), rel=1e-3)
     ends = mine[0]["step"]
     assert line["x"][0] == 1
-    assert ends[-1] == 60
+    assert ends[-1] == 40
     assert all(before < at <= end for before, at, end in zip([0, *ends], line["x"], ends, strict=False))
 
 
@@ -195,7 +195,7 @@ def test_the_whole_bowl_with_one_seed_has_everyone_and_no_interval(runs, tmp_pat
     assert set(rows) == {contender.line.label for contender in lodo_bowl.CONTENDERS.values()}
     assert all("[" not in cell for row in rows.values() for cell in row)
     assert all(label in output for label in rows)
-    assert record["results"]["steps"] == 30
+    assert record["results"]["steps"] == 12
     assert {"loss", "ablations", "error", "curvature", "whitened", "true"} == set(json.loads(Reader(page).scripts[1]))
 
 

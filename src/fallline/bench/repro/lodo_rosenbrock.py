@@ -326,7 +326,7 @@ class ValleyPage:
     def ways(self) -> Figure:
         """The typical runs on the contour lines."""
         curves = {name: self.curve(name, self.typical(name)) for name in self.names}
-        low_x, high_x, low_y, high_y = -1.5, 1.7, -0.6, 2.5
+        low_x, high_x, low_y, high_y = -1.8, 1.7, -0.6, 2.5
         x, y = np.linspace(low_x, high_x, 161), np.linspace(low_y, high_y, 161)
         heights = np.log10(valley(x[None, :], y[:, None]) + 1e-12)
         data: list[Figure] = [
