@@ -292,7 +292,7 @@ class LODO(Optimizer):
             if free is not None and needed > free:
                 n = sum(size(p) for bucket in here for p in bucket)
                 raise MemoryError(
-                    f"LODO's networks for {n:,} parameters would take {needed:,} bytes ({needed / n:,.0f} a parameter), "
+                    f"LODO's networks for {n:,} parameters take {needed:,} bytes ({needed / n:,.0f} a parameter), "
                     f"and {device} has {free:,} free. To shrink them: less depth (here {group['depth']}), a smaller "
                     f"block_size (here {group['block_size']}), second_moment='block' (a third less), "
                     "meta_optimizer='sgd' (two thirds less), or preconditioner='diagonal'"
