@@ -15,8 +15,9 @@ from test_report import Reader, browse
 from fallline import LODO
 from fallline.bench import commands, repro
 from fallline.bench.display import number
-from fallline.bench.repro import lodo_bowl, lodo_rosenbrock, reproduce
+from fallline.bench.repro import lodo_bowl, lodo_memory, lodo_rosenbrock, reproduce
 from fallline.bench.repro.lodo_bowl import FLOOR, LodoBowl
+from fallline.bench.repro.lodo_memory import LodoMemory
 from fallline.bench.repro.lodo_rosenbrock import LodoRosenbrock
 from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, Landscape
 from fallline.bench.train import Run
@@ -44,6 +45,7 @@ def runs(patch):
     patch.setattr(commands, "local_pool", here)
     for experiment, settings in (
         (LodoBowl, {"steps": 12, "quick_steps": 40}),
+        (LodoMemory, {"quick_steps": 20}),
         (LodoRosenbrock, {"steps": 30, "trials": 5, "quick_trials": 4}),
     ):
         for name, value in settings.items():
@@ -91,7 +93,7 @@ def first_number(cell):
 
 def test_the_bowl_s_page_shows_the_numbers_of_its_record(bowl):
     record, page = files(bowl)
-    assert record["design"] == {"experiment": "lodo-bowl", "quick": True, "seeds": 2}
+    assert record["design"].items() >= {"experiment": "lodo-bowl", "quick": True, "seeds": 2}.items()
     rows = cells(page, "result")
     assert set(rows) == {lodo_bowl.CONTENDERS[name].line.label for name in record["results"]["contenders"]}
     for name, entry in record["results"]["contenders"].items():
@@ -290,7 +292,38 @@ def test_a_browser_draws_both_pages_without_a_complaint(bowl, valley, tmp_path):
         assert all('class="main-svg"' in plot for plot in plots)
 
 
+# --- less memory ---
+
+
+def test_every_way_to_shrink_the_state_shrinks_it(runs, tmp_path):
+    code, output = call("repro", "lodo-memory", "--quick", "--seeds", "2", "--out", str(tmp_path))
+    assert code == 0, output
+    record, page = files(tmp_path)
+    rows = cells(page, "result")
+    found = record["results"]["ways"]
+    assert list(rows) == list(found) == list(lodo_memory.WAYS)
+    for way, entry in found.items():
+        outcomes = [one["outcome"] for one in record["runs"] if one["run"]["optimizer"] == way]
+        assert entry["bytes"] == outcomes[0]["state_bytes"] / 100
+        assert entry["loss"]["mean"] == pytest.approx(np.mean([outcome["score"] for outcome in outcomes]))
+        assert first_number(rows[way][0]) == pytest.approx(entry["loss"]["mean"], rel=2e-2)
+    size = {way: entry["bytes"] for way, entry in found.items()}
+    assert size["as published"] > size["second moment a block"] > size["both"] > size["half the depth"] > 500
+    assert all(size["as published"] >= other for other in size.values())
+
+
 # --- the command ---
+
+
+def test_some_contenders_may_be_chosen(runs, tmp_path):
+    code, output = call(
+        "repro", "lodo-bowl", "--quick", "--seeds", "1", "--optimizers", "newton,lodo-depth-4", "--out", str(tmp_path)
+    )
+    assert code == 0, output
+    record, page = files(tmp_path)
+    assert {one["run"]["optimizer"] for one in record["runs"]} == {"newton", "lodo-depth-4"}
+    assert "--optimizers newton,lodo-depth-4 --seeds 1" in record["command"]
+    assert set(cells(page, "result")) == {"Newton, exact H", "LODO, depth 4"}
 
 
 def test_without_a_name_the_experiments_are_listed():
@@ -309,6 +342,7 @@ def test_without_a_name_the_experiments_are_listed():
         (("nowhere_at_all:Class",), "cannot be imported"),
         (("lodo-bowl", "--seeds", "0"), "Invalid value for '--seeds'"),
         (("lodo-bowl", "--jobs", "0"), "Invalid value for '--jobs'"),
+        (("lodo-bowl", "--optimizers", "lodo,adaam"), "no contender 'adaam'; did you mean adam?"),
     ],
 )
 def test_mistakes_are_answered_in_a_sentence(arguments, message, tmp_path):

@@ -19,6 +19,7 @@ from fallline.bench import display
 from fallline.bench import repro as experiments
 from fallline.bench.contenders import CONTENDERS, TEAM, get_contender
 from fallline.bench.environment import environment
+from fallline.bench.names import unknown
 from fallline.bench.pool import available_cores, local_pool
 from fallline.bench.race import Design, RaceError
 from fallline.bench.race import race as run_race
@@ -185,6 +186,10 @@ def repro(
         typer.Argument(metavar="[NAME]", help="Which experiment; without a name they are listed.", show_default=False),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer steps, trials and contenders: about a minute.")] = False,
+    optimizers: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Only these of its contenders.", show_default="all; fewer with --quick"),
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds.", show_default="8; fewer with --quick")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
@@ -200,6 +205,8 @@ def repro(
     fallline repro
 
     fallline repro lodo-bowl --quick
+
+    fallline repro lodo-bowl --optimizers lodo,adam,newton --seeds 2
     """
     if name is None:
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -211,7 +218,13 @@ def repro(
         experiment = experiments.get_experiment(name)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="NAME") from error
-    design = experiments.Design(name, quick, seeds or (experiment.quick_seeds if quick else experiment.seeds))
+    chosen = tuple(dict.fromkeys(one.strip() for one in (optimizers or "").split(",") if one.strip()))
+    for one in chosen:
+        if one not in experiment.contenders:
+            mistake = unknown("contender", one, experiment.contenders)
+            raise typer.BadParameter(str(mistake), param_hint="--optimizers")
+    seeds = seeds or (experiment.quick_seeds if quick else experiment.seeds)
+    design = experiments.Design(name, quick, seeds, chosen)
     workers = jobs or available_cores()
     with readable_errors(), Store(out / DATABASE) as store:
         console.print(Text(f"{experiment.summary[0].upper()}{experiment.summary[1:]}.", style="dim"))

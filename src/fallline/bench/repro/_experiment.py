@@ -16,6 +16,8 @@ class Design:
     experiment: str
     quick: bool = False
     seeds: int = 8
+    optimizers: tuple[str, ...] = ()
+    """Who takes part; empty for everyone, or with `quick` for those that matter."""
 
 
 Done = tuple[Run, Outcome]
@@ -30,6 +32,9 @@ class Experiment(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One sentence: the problem, who takes part."""
+
+    contenders: ClassVar[tuple[str, ...]]
+    """The names that a design may choose from."""
 
     seeds: ClassVar[int] = 8
     quick_seeds: ClassVar[int] = 4

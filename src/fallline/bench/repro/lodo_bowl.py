@@ -207,6 +207,7 @@ class LodoBowl(Experiment):
         "a quadratic in 100 dimensions, Hessian eigenvalues 0.001 … 1, whose minimum takes a random step before every "
         "evaluation: LODO and its ablations, Adam, momentum, exact Newton; 100,000 steps (hours), with --quick 3,000"
     )
+    contenders: ClassVar[tuple[str, ...]] = tuple(CONTENDERS)
     steps: ClassVar[int] = 100_000
     quick_steps: ClassVar[int] = 3000
 
@@ -216,7 +217,7 @@ class LodoBowl(Experiment):
         yield [
             Run(f"repro:{self.name}", name, {**contender.settings, "steps": steps}, seed, test=True)
             for name, contender in CONTENDERS.items()
-            if contender.quick or not design.quick
+            if (name in design.optimizers if design.optimizers else contender.quick or not design.quick)
             for seed in range(design.seeds)
         ]
 

@@ -115,6 +115,7 @@ class LodoRosenbrock(Experiment):
     )
     steps: ClassVar[int] = 200
     trials: ClassVar[int] = 200
+    contenders: ClassVar[tuple[str, ...]] = tuple(CONTENDERS)
     quick_trials: ClassVar[int] = 32
     quick_seeds: ClassVar[int] = 3
 
@@ -128,6 +129,7 @@ class LodoRosenbrock(Experiment):
         done = yield [
             planned(name, settings, seed, test=False)
             for name, contender in CONTENDERS.items()
+            if name in (design.optimizers or CONTENDERS)
             for seed in range(design.seeds)
             for settings in trials(contender.space, count, derive("search", name, seed))
         ]

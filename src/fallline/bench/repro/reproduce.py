@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import json
 import os
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -188,4 +189,5 @@ def replace(path: Path, text: str) -> Path:
 
 def command_line(design: Design) -> str:
     """The command that does this again."""
-    return f"fallline repro {design.experiment}{' --quick' if design.quick else ''} --seeds {design.seeds}"
+    chosen = f" --optimizers {shlex.quote(','.join(design.optimizers))}" if design.optimizers else ""
+    return f"fallline repro {design.experiment}{' --quick' if design.quick else ''}{chosen} --seeds {design.seeds}"
