@@ -84,7 +84,7 @@ def curves(results: Results, measure: str) -> Figure:
         data.append(
             {
                 "x": steps + steps[::-1],
-                "y": _short([*high, *low[::-1]]),
+                "y": short_numbers([*high, *low[::-1]]),
                 "fill": "toself",
                 "fillcolor": f"@{entry.name}/18",
                 "line": {"width": 0},
@@ -97,23 +97,23 @@ def curves(results: Results, measure: str) -> Figure:
         data.append(
             {
                 "x": steps,
-                "y": _short(mean),
+                "y": short_numbers(mean),
                 "name": entry.label,
                 "mode": "lines",
                 "line": line(entry),
                 "customdata": [f"{number(a)}, {number(b)}" for a, b in zip(low, high, strict=True)],
-                "hovertemplate": f"<b>{_safe(entry.label)}</b><br>step %{{x}}: %{{y:.3g}} [%{{customdata}}]"
+                "hovertemplate": f"<b>{escaped(entry.label)}</b><br>step %{{x}}: %{{y:.3g}} [%{{customdata}}]"
                 "<extra></extra>",
                 "meta": entry.name,
             }
         )
     data.sort(key=lambda trace: trace["mode"] == "lines" and "fill" not in trace)  # the lines over all the bands
-    layout = _layout()
+    layout = blank_layout()
     layout["xaxis"] |= {"title": {"text": "steps"}, "range": [0, get_task(results.race.task).steps]}
     floor = get_task(results.race.task).floor
     if lows:
         bottom = min([*lows, floor] if floor else lows)
-        layout["yaxis"] |= _axis(bottom, max(highs))
+        layout["yaxis"] |= fitted_axis(bottom, max(highs))
     _draw_floor(results, layout, along="x")
     return {"data": data, "layout": layout}
 
@@ -131,7 +131,7 @@ def final_losses(results: Results) -> Figure:
         low, high = interval.low or interval.mean, interval.high or interval.mean
         data.append(
             {
-                "x": _short(losses),
+                "x": short_numbers(losses),
                 "y": [entry.label] * len(losses),
                 "mode": "markers",
                 "marker": {"color": f"@{entry.name}/45", "size": 8},
@@ -160,11 +160,11 @@ def final_losses(results: Results) -> Figure:
                     "size": 11,
                     "line": {"color": f"@{entry.name}", "width": 2},
                 },
-                "hovertemplate": f"<b>{_safe(entry.label)}</b><br>{spread(interval)}<extra></extra>",
+                "hovertemplate": f"<b>{escaped(entry.label)}</b><br>{spread(interval)}<extra></extra>",
                 "meta": entry.name,
             }
         )
-    layout = _layout()
+    layout = blank_layout()
     layout["margin"]["l"] = 8
     layout["yaxis"] |= {
         "categoryorder": "array",
@@ -178,7 +178,7 @@ def final_losses(results: Results) -> Figure:
     layout["xaxis"] |= {"title": {"text": loss_name(results)}}
     if values:
         floor = get_task(results.race.task).floor
-        layout["xaxis"] |= _axis(min([*values, floor] if floor else values), max(values), ratio_for_log=8)
+        layout["xaxis"] |= fitted_axis(min([*values, floor] if floor else values), max(values), ratio_for_log=8)
     _draw_floor(results, layout, along="y")
     return {"data": data, "layout": layout}
 
@@ -194,7 +194,7 @@ def sensitivity(results: Results, entry: Result) -> Figure:
         told = f"trial {trial}: {describe(settings)}"
         if outcome.score is None:
             where = f" at step {outcome.steps}" if outcome.steps else ""
-            told += f"<br>{outcome.status}{where}: {_safe(outcome.reason)}"
+            told += f"<br>{outcome.status}{where}: {escaped(outcome.reason)}"
             groups["lost"].append((_rate(settings), edge, told))
             continue
         told += f"<br>loss {number(outcome.score)}"
@@ -212,7 +212,7 @@ def sensitivity(results: Results, entry: Result) -> Figure:
     data = [
         {
             "x": [x for x, _, _ in points],
-            "y": _short([y for _, y, _ in points]),
+            "y": short_numbers([y for _, y, _ in points]),
             "text": [text for _, _, text in points],
             "mode": "markers",
             "marker": looks[kind],
@@ -224,12 +224,12 @@ def sensitivity(results: Results, entry: Result) -> Figure:
         if points
     ]
     rates = [_rate(settings) for settings, _ in entry.trials.values()]
-    layout = _layout()
+    layout = blank_layout()
     layout["margin"] = {"l": 44, "r": 12, "t": 14, "b": 40}
     layout["xaxis"] |= {"title": {"text": "lr"}}
-    layout["yaxis"] |= _axis(bottom, edge, ratio_for_log=1)
+    layout["yaxis"] |= fitted_axis(bottom, edge, ratio_for_log=1)
     if rates:
-        layout["xaxis"] |= _axis(min(rates), max(rates), ratio_for_log=1, ticks=4)
+        layout["xaxis"] |= fitted_axis(min(rates), max(rates), ratio_for_log=1, ticks=4)
     return {"data": data, "layout": layout}
 
 
@@ -276,16 +276,16 @@ def _rate(settings: dict[str, Setting]) -> float:
     return float(settings["lr"])
 
 
-def _short(values: Iterable[float]) -> list[float]:
+def short_numbers(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def _safe(text: str) -> str:
+def escaped(text: str) -> str:
     """Plotly reads a little HTML and its own `%{}`; names are not to use them."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 
-def _layout() -> Figure:
+def blank_layout() -> Figure:
     axis = {
         "gridcolor": "@grid",
         "linecolor": "@grid",
@@ -306,7 +306,7 @@ def _layout() -> Figure:
     }
 
 
-def _axis(low: float, high: float, *, ratio_for_log: float = 3, ticks: int = 7) -> Figure:
+def fitted_axis(low: float, high: float, *, ratio_for_log: float = 3, ticks: int = 7) -> Figure:
     """A range with some air, logarithmic when it spans more than a ratio, with round ticks."""
     if low <= 0 or high / low < ratio_for_log:
         air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0

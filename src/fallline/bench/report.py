@@ -1,6 +1,7 @@
 """Records to one page: a single HTML file that opens offline. It never trains, and nothing in it is written by hand."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,11 @@ def write_page(results: Results, path: Path) -> Path:
 
 def page(results: Results) -> str:
     """The report as HTML: text, styles, data, and Plotly itself."""
-    templates = Environment(
-        loader=PackageLoader("fallline.bench"),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.globals |= {"number": number, "spread": spread, "describe": figures.describe}
     task = get_task(results.race.task)
     drawn = draw(results)
-    return templates.get_template("report.html").render(
+    return fill(
+        "report.html",
+        drawn,
         results=results,
         race=results.race,
         design=results.race.design,
@@ -49,9 +45,19 @@ def page(results: Results) -> str:
         lost=losses(results),
         light=figures.palette(results, figures.LIGHT),
         dark=figures.palette(results, figures.DARK),
-        figures=_script_json(drawn),
-        plotly=get_plotlyjs(),
     )
+
+
+def fill(template: str, plots: Mapping[str, figures.Figure], **values: Any) -> str:
+    """A page with its figures by name. `light` and `dark` among the values are the colours of their tokens."""
+    templates = Environment(
+        loader=PackageLoader("fallline.bench"),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals |= {"number": number, "spread": spread, "describe": figures.describe}
+    return templates.get_template(template).render(**values, figures=_script_json(plots), plotly=get_plotlyjs())
 
 
 def draw(results: Results) -> dict[str, figures.Figure]:

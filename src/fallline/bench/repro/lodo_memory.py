@@ -84,8 +84,10 @@ class LodoMemory(Experiment):
     def results(self, design: Design, done: Sequence[Done]) -> dict[str, Any]:
         """By way: settings, bytes a parameter, the loss with its interval over seeds."""
         ways: dict[str, Any] = {}
-        for way in dict.fromkeys(run.optimizer for run, _ in done):
+        for way in WAYS:
             runs = [(run, outcome) for run, outcome in done if run.optimizer == way]
+            if not runs:
+                continue
             kept = [outcome for _, outcome in runs if not outcome.lost]
             found = interval([outcome.result["loss"] for outcome in kept])
             ways[way] = {

@@ -1,19 +1,15 @@
 """A page of an experiment: the race report's fonts, colours and script around other tables and figures."""
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jinja2 import ChoiceLoader, Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 from numpy.typing import ArrayLike, NDArray
 
 from fallline.bench.display import number
-from fallline.bench.figures import DARK, INK, LIGHT, Figure, _axis, _layout, _safe, _short
+from fallline.bench.figures import DARK, INK, LIGHT, Figure, blank_layout, escaped, fitted_axis, short_numbers
 from fallline.bench.stats import band
 
 
@@ -90,40 +86,23 @@ class Page:
 
 def render(page: Page, record: Mapping[str, Any]) -> str:
     """The page as HTML: one file that opens offline."""
-    from plotly.offline import get_plotlyjs  # slow to import, and listing the experiments needs no plotly
+    from fallline.bench.report import fill  # plotly is slow to import, and listing the experiments needs none
 
-    templates = Environment(
-        loader=ChoiceLoader([PackageLoader("fallline.bench.repro"), PackageLoader("fallline.bench")]),
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     plots = {plot.name: plot.figure for section in page.sections for plot in section.plots}
     colours = {**INK, **page.colours, **{line.name: line.colour for line in page.lines}}
-    values = {
-        "light": {name: faces[LIGHT] for name, faces in colours.items()},
-        "dark": {name: faces[DARK] for name, faces in colours.items()},
-        "figures": json.dumps(plots, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        "plotly": get_plotlyjs(),
-    }
-    styles, scripts = (Markup(templates.from_string(part).render(values)) for part in _dress(templates))
-    return templates.get_template("repro.html").render(page=page, record=record, styles=styles, scripts=scripts)
-
-
-def _dress(templates: Environment) -> tuple[str, str]:
-    """The styles and the scripts of the race's report, so that no second copy of them can differ."""
-    assert templates.loader is not None
-    source, _, _ = templates.loader.get_source(templates, "report.html")
-    styles = re.search(r"<style>.*?</style>", source, re.DOTALL)
-    scripts = re.search(r"(?<=</main>).*(?=</body>)", source, re.DOTALL)
-    assert styles, "no style element"
-    assert scripts, "no scripts"
-    return styles[0], scripts[0]
+    return fill(
+        "repro.html",
+        plots,
+        light={name: faces[LIGHT] for name, faces in colours.items()},
+        dark={name: faces[DARK] for name, faces in colours.items()},
+        page=page,
+        record=record,
+    )
 
 
 def layout(x: str, y: str, *, log_x: tuple[float, float] | None = None) -> Figure:
     """A layout in the report's manner with named axes; with `log_x`, the logarithmic range of the first."""
-    made = _layout()
+    made = blank_layout()
     made["margin"] |= {"l": 60, "b": 48}
     for axis, title in (("xaxis", x), ("yaxis", y)):
         made[axis]["title"] = {**made[axis]["title"], "text": title}
@@ -138,7 +117,7 @@ def log_axis(low: float, high: float, *, air: float = 0.02, ticks: int = 8) -> F
     every = math.ceil((end - start) / ticks) or 1
     values = [10.0**d for d in range(math.ceil(start - 1e-9), math.floor(end + 1e-9) + 1) if d % every == 0]
     if len(values) < 2:
-        return _axis(low, high, ratio_for_log=1)
+        return fitted_axis(low, high, ratio_for_log=1)
     margin = air * (end - start)
     texts = [f"{v:,.0f}" if 1 <= v < 1e6 else f"{v:g}" for v in values]
     return {"type": "log", "range": [start - margin, end + margin], "tickvals": values, "ticktext": texts}
@@ -146,16 +125,16 @@ def log_axis(low: float, high: float, *, air: float = 0.02, ticks: int = 8) -> F
 
 def value_axis(low: float, high: float, *, ratio_for_log: float = 3) -> Figure:
     """The axis of a measure: the race's, logarithmic where the range asks for it."""
-    return _axis(low, high, ratio_for_log=ratio_for_log)
+    return fitted_axis(low, high, ratio_for_log=ratio_for_log)
 
 
 def band_traces(line: Line, x: ArrayLike, curves: ArrayLike, what: str) -> tuple[list[Figure], float, float]:
     """Mean and 95 % band over seeds of `curves`, shape (seeds, points); and the lowest and highest of the band."""
     mean, low, high = band(np.asarray(curves, dtype=np.float64))
-    steps = _short(np.asarray(x, dtype=np.float64))
+    steps = short_numbers(np.asarray(x, dtype=np.float64))
     shade: Figure = {
         "x": steps + steps[::-1],
-        "y": _short([*high, *low[::-1]]),
+        "y": short_numbers([*high, *low[::-1]]),
         "fill": "toself",
         "fillcolor": f"@{line.name}/18",
         "line": {"width": 0},
@@ -178,16 +157,16 @@ def curve_trace(
     """One curve, and on hovering its value."""
     trace: Figure = {
         "x": list(x),
-        "y": _short(y),
+        "y": short_numbers(y),
         "name": line.label,
         "mode": "lines",
         "line": line.style,
-        "hovertemplate": f"<b>{_safe(line.label)}</b><br>{what}: %{{y:.3g}}<extra></extra>",
+        "hovertemplate": f"<b>{escaped(line.label)}</b><br>{what}: %{{y:.3g}}<extra></extra>",
         "meta": line.name,
     }
     if low is not None and high is not None:
         trace["customdata"] = [f"{number(a)}, {number(b)}" for a, b in zip(low, high, strict=True)]
-        trace["hovertemplate"] = f"<b>{_safe(line.label)}</b><br>{what}: %{{y:.3g}} [%{{customdata}}]<extra></extra>"
+        trace["hovertemplate"] = f"<b>{escaped(line.label)}</b><br>{what}: %{{y:.3g}} [%{{customdata}}]<extra></extra>"
     return trace
 
 
