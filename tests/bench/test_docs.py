@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import fallline
+from fallline.bench.repro.lodo_memory import WAYS
+from fallline.bench.train import state_bytes
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -75,3 +77,14 @@ def test_every_link_to_a_file_finds_it() -> None:
     ):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_table_of_memory_is_of_every_way_and_its_bytes_are_those_of_the_state() -> None:
+    head, _, *body = rows((DOCS / "lodo.md").read_text(encoding="utf-8"), "memory")
+    assert head[2] == "state, bytes a parameter"
+    assert [row[0] for row in body] == list(WAYS)
+    for row, changes in zip(body, WAYS.values(), strict=True):
+        told = re.findall(r'`(\w+)="?([\w.]+)"?`', row[1])
+        assert told == [(name, str(value)) for name, value in changes.items()]
+        optimizer = fallline.LODO([torch.zeros(100, requires_grad=True)], **changes)
+        assert row[2] == f"{state_bytes(optimizer) / 100:,.0f}"
