@@ -255,8 +255,8 @@ CONTENDERS = {
 }
 
 TEAM = ("arturo", "koala-pp", "koala-m", "coolmomentum", "sgd", "adamw")
-"""Who races unless others are named, so that a race on two cores stays well under three minutes: not Muon, whose runs
-take longer than anyone's (`bfloat16` products are slow on most CPUs), nor KOALA-V, whose family is there twice."""
+"""Who races unless others are named, so that a race on two cores stays well under three minutes: not LODO and Muon,
+whose runs take longest (`bfloat16` products are slow on most CPUs), nor KOALA-V, whose family is there twice."""
 
 ANY_LR = Range(1e-4, 1.0)
 """The space of an optimizer without an entry: its learning rate alone."""
