@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -19,8 +21,8 @@ PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
 
 
-class Display:
-    """Watches a race. `with Display(console) as display: race(..., watch=display)`."""
+class Watching:
+    """What goes on, live where there is a terminal, else in a line now and then."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -28,7 +30,7 @@ class Display:
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self.last_line = float("-inf")
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self.live:
             self.live.__enter__()
         return self
@@ -39,39 +41,45 @@ class Display:
         if self.live:
             self.live.__exit__(kind, error, trace)
 
+    def show(self, table: Callable[[], Table], line: Callable[[], str], done: int, total: int, left: str) -> None:
+        """The table with a bar of all runs, or the line."""
+        if self.live:
+            grid = Table.grid(padding=(0, 1))
+            words = f"{done}/{total} runs · {self.passed} · {left} left · Ctrl-C keeps all"
+            grid.add_row(ProgressBar(total=total, completed=done, width=24), Text(words, style="dim"))
+            self.live.update(Group(table(), grid))
+        elif time.monotonic() - self.last_line > PLAIN_EVERY or done == total:
+            self.last_line = time.monotonic()
+            self.console.print(line(), soft_wrap=True)
+
+    @property
+    def passed(self) -> str:
+        """The time since the start."""
+        return clock(time.monotonic() - self.started)
+
+    def left(self, ran: int, rest: int) -> str:
+        """The time left, from the runs so far; those taken from the records do not count."""
+        if rest <= 0:
+            return clock(0)
+        return clock((time.monotonic() - self.started) / ran * rest) if ran >= 4 else "…"
+
+
+class Display(Watching):
+    """Watches a race. `with Display(console) as display: race(..., watch=display)`."""
+
     def __call__(self, progress: Progress) -> None:
         """Show the progress."""
-        if self.live:
-            self.live.update(Group(lanes_table(progress), self.footer(progress)))
-        elif time.monotonic() - self.last_line > PLAIN_EVERY or progress.done == progress.total:
-            self.last_line = time.monotonic()
-            self.console.print(self.line(progress), soft_wrap=True)
+        left = self.left(progress.ran, progress.total - progress.done)
+        self.show(lambda: lanes_table(progress), lambda: self.line(progress, left), progress.done, progress.total, left)
 
-    def left(self, progress: Progress) -> str:
-        """The time left, from the runs so far; those taken from the records do not count."""
-        if progress.done >= progress.total:
-            return clock(0)
-        if progress.ran < 4:
-            return "…"
-        return clock((time.monotonic() - self.started) / progress.ran * (progress.total - progress.done))
-
-    def footer(self, progress: Progress) -> RenderableType:
-        """Overall bar and times."""
-        grid = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=progress.total, completed=progress.done, width=24)
-        passed = clock(time.monotonic() - self.started)
-        words = f"{progress.done}/{progress.total} runs · {passed} · {self.left(progress)} left · Ctrl-C keeps all"
-        grid.add_row(bar, Text(words, style="dim"))
-        return grid
-
-    def line(self, progress: Progress) -> str:
+    def line(self, progress: Progress, left: str) -> str:
         """The progress in a line."""
         scored = [
             (lane.trials[lane.best].score or 0.0, lane) for lane in progress.lanes.values() if lane.best is not None
         ]
         best = min(scored, key=lambda pair: pair[0], default=None)
         leader = f", best {best[1].contender.label} {number(best[0])}" if best else ""
-        return f"{progress.done}/{progress.total} runs, {self.left(progress)} left{leader}"
+        return f"{progress.done}/{progress.total} runs, {left} left{leader}"
 
 
 def lanes_table(progress: Progress) -> Table:

@@ -1,7 +1,24 @@
-"""Names that people type: which one they may have meant."""
+"""Names that people type: what they stand for, or which one they may have meant."""
 
 import difflib
-from collections.abc import Iterable
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def make(kind: str, name: str, paths: Mapping[str, str], base: type) -> Any:
+    """An instance of the class that a name stands for, or of `package.module:Class`; `ValueError` if there is none."""
+    module_name, colon, class_name = paths.get(name, name).partition(":")
+    if not colon:
+        raise unknown(kind, name, paths)
+    try:
+        made = getattr(importlib.import_module(module_name), class_name)()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the {kind} {name!r} cannot be imported: {error}") from error
+    if not isinstance(made, base):
+        public = f"{base.__module__.rpartition('.')[0]}.{base.__qualname__}"
+        raise ValueError(f"{name!r} is no {kind}: it must be a subclass of {public}")
+    return made
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:

@@ -9,7 +9,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from typing import Any
+from typing import Any, TypeVar
 
 from fallline.bench.contenders import Contender, get_contender
 from fallline.bench.record import Entry, Race, Store, fingerprint, now, race_id, run_key
@@ -17,6 +17,8 @@ from fallline.bench.seeds import derive, generator, seed_torch
 from fallline.bench.spaces import Setting, trials
 from fallline.bench.tasks import get_task
 from fallline.bench.train import Outcome, Run, best_trial, step_with, train
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,36 +105,70 @@ def race(design: Design, store: Store, executor: Executor, *, ahead: int, about:
     queue = deque(
         Entry(name, "trial", number) for number, name in itertools.product(range(design.trials), progress.lanes)
     )
-    pending: dict[Future[Outcome], tuple[Entry, Run, str]] = {}
 
-    def settle(entry: Entry, key: str, outcome: Outcome) -> None:
+    def plan(entry: Entry) -> tuple[Run, str]:
+        lane = progress.lanes[entry.optimizer]
+        run = plan_run(design, entry, lane)
+        return run, run_key(run, lane.code)
+
+    def settle(entry: Entry, run: Run, key: str, outcome: Outcome, known: bool) -> None:
+        progress.reused += known
+        progress.ran += not known
         lane = progress.lanes[entry.optimizer]
         store.enter(written.id, entry, key)
         lane.settle(entry, outcome)
         if entry.stage == "trial" and len(lane.trials) == design.trials and lane.best is not None:
             queue.extend(Entry(entry.optimizer, "seed", number) for number in range(design.seeds))
 
+    work_off(
+        queue, plan, lambda run: executor.submit(attempt, run), store, settle, lambda: watch(progress), ahead=ahead
+    )
+    return written
+
+
+def work_off(
+    queue: deque[T],
+    plan: Callable[[T], tuple[Run, str]],
+    submit: Callable[[Run], Future[Outcome]],
+    store: Store,
+    settle: Callable[[T, Run, str, Outcome, bool], None],
+    tick: Callable[[], None],
+    *,
+    ahead: int,
+) -> None:
+    """Run all that a queue holds and that the records do not; what has run once is never run again.
+
+    Args:
+        queue: what to do; `settle` may add to it.
+        plan: the run that an item asks for, and its key.
+        submit: hands a run to a worker.
+        store: the records, written by this process alone.
+        settle: is told what came of an item, and whether the records knew it.
+        tick: called after each run at least.
+        ahead: runs to hand out at a time.
+
+    Raises:
+        RaceError: a worker died.
+        KeyboardInterrupt: passed on, when what has finished is written down.
+    """
+    pending: dict[Future[Outcome], tuple[T, Run, str]] = {}
+
     def collect(futures: set[Future[Outcome]]) -> None:
         for future in futures:
-            entry, run, key = pending.pop(future)
-            outcome = future.result()
-            store.add(key, run, outcome)
-            progress.ran += 1
-            settle(entry, key, outcome)
+            item, run, key = pending.pop(future)
+            store.add(key, run, future.result())
+            settle(item, run, key, future.result(), False)
 
     try:
         while queue or pending:
             while queue and len(pending) < ahead:
-                entry = queue.popleft()
-                lane = progress.lanes[entry.optimizer]
-                run = plan_run(design, entry, lane)
-                key = run_key(run, lane.code)
+                item = queue.popleft()
+                run, key = plan(item)
                 if known := store.find(key):
-                    progress.reused += 1
-                    settle(entry, key, known)
+                    settle(item, run, key, known, True)
                 else:
-                    pending[executor.submit(attempt, run)] = entry, run, key
-            watch(progress)
+                    pending[submit(run)] = item, run, key
+            tick()
             if pending:
                 collect(wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done)
     except BrokenExecutor as error:
@@ -142,8 +178,7 @@ def race(design: Design, store: Store, executor: Executor, *, ahead: int, about:
         ) from error
     finally:
         collect({future for future in pending if future.done() and not future.cancelled() and not future.exception()})
-    watch(progress)
-    return written
+    tick()
 
 
 def line_up(design: Design) -> Progress:

@@ -12,14 +12,14 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import Executor
 from pathlib import Path
 
 import torch
 
 import fallline
 from fallline.bench import seeds, spaces
-from fallline.bench.race import RaceError
+from fallline.bench.race import RaceError, work_off
 from fallline.bench.record import Store, now, run_key
 from fallline.bench.repro import Design, Done, Experiment, Record, get_experiment
 from fallline.bench.repro.page import render
@@ -96,42 +96,23 @@ def run_stage(
     watch: Watch,
 ) -> list[Done]:
     """The runs of one stage, in their order, with what came of them."""
-    outcomes: dict[str, Outcome] = {}
-    keys = [run_key(run, code) for run in runs]
-    queue = deque(zip(keys, runs, strict=True))
-    pending: dict[Future[Outcome], tuple[str, Run]] = {}
+    outcomes: dict[int, Outcome] = {}
 
-    def settle(key: str, run: Run, outcome: Outcome) -> None:
-        outcomes[key] = outcome
+    def settle(place: int, run: Run, key: str, outcome: Outcome, known: bool) -> None:
+        progress.reused += known
+        outcomes[place] = outcome
         progress.done.append((run, outcome))
 
-    def collect(futures: set[Future[Outcome]]) -> None:
-        for future in futures:
-            key, run = pending.pop(future)
-            store.add(key, run, future.result())
-            settle(key, run, future.result())
-
-    try:
-        while queue or pending:
-            while queue and len(pending) < ahead:
-                key, run = queue.popleft()
-                if known := store.find(key):
-                    progress.reused += 1
-                    settle(key, run, known)
-                else:
-                    pending[pool.submit(attempt, name, run)] = key, run
-            watch(progress)
-            if pending:
-                collect(wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done)
-    except BrokenExecutor as error:
-        raise RaceError(
-            "a worker process died, perhaps for want of memory. What had finished is kept; "
-            "the same command goes on from there, with --jobs 1 if need be"
-        ) from error
-    finally:
-        collect({future for future in pending if future.done() and not future.cancelled() and not future.exception()})
-    watch(progress)
-    return [(run, outcomes[key]) for key, run in zip(keys, runs, strict=True)]
+    work_off(
+        deque(range(len(runs))),
+        lambda place: (runs[place], run_key(runs[place], code)),
+        lambda run: pool.submit(attempt, name, run),
+        store,
+        settle,
+        lambda: watch(progress),
+        ahead=ahead,
+    )
+    return [(run, outcomes[place]) for place, run in enumerate(runs)]
 
 
 def attempt(name: str, run: Run) -> Outcome:

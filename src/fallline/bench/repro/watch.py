@@ -1,59 +1,24 @@
 """What an experiment shows in the terminal while it runs: a live table, or plain lines where there is no terminal."""
 
-import time
 from collections import Counter
-from types import TracebackType
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fallline.bench.display import PLAIN_EVERY, clock, number
+from fallline.bench.display import Watching, number
 from fallline.bench.repro.page import Page
 from fallline.bench.repro.reproduce import Progress
 
 
-class Watcher:
+class Watcher(Watching):
     """Watches an experiment. `with Watcher(console) as watch: reproduce(..., watch=watch)`."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.started = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self.last_line = float("-inf")
-
-    def __enter__(self) -> "Watcher":
-        if self.live:
-            self.live.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.__exit__(kind, error, trace)
 
     def __call__(self, progress: Progress) -> None:
         """Show the progress."""
         done, total = len(progress.done), len(progress.planned)
-        words = f"{done}/{total} runs · {clock(time.monotonic() - self.started)}"
-        if self.live:
-            grid = Table.grid(padding=(0, 1))
-            bar = ProgressBar(total=total, completed=done, width=24)
-            grid.add_row(bar, Text(f"{words} · {self.left(progress)} left · Ctrl-C keeps all", style="dim"))
-            self.live.update(Group(runs_table(progress), grid))
-        elif time.monotonic() - self.last_line > PLAIN_EVERY or done == total:
-            self.last_line = time.monotonic()
-            self.console.print(f"stage {progress.stage}: {words}, {self.left(progress)} left", soft_wrap=True)
-
-    def left(self, progress: Progress) -> str:
-        """The time left in this stage, from the runs so far; those taken from the records do not count."""
-        rest = len(progress.planned) - len(progress.done)
-        if rest == 0:
-            return clock(0)
-        return clock((time.monotonic() - self.started) / progress.ran * rest) if progress.ran >= 4 else "…"
+        left = self.left(progress.ran, total - done)
+        line = f"stage {progress.stage}: {done}/{total} runs · {self.passed}, {left} left"
+        self.show(lambda: runs_table(progress), lambda: line, done, total, left)
 
 
 def runs_table(progress: Progress) -> Table:
