@@ -94,7 +94,6 @@ def main(n: int) -> None:
     # tensors: ten in all, nine where the blocks are still in a cache. AdamW moves seven a number.
     floor = many * 9 / 7
     megabytes = [words * 4 * theta / 1e6 for words in (9, 10)]
-    megabytes = [words * 4 * theta / 1e6 for words in (9, 10)]
     print(
         f"\nTheta has {theta:,} numbers. AdamW on as many takes {many:.1f} ms, for 7 words a number. A step of LODO\n"
         f"moves 9 to 10, {megabytes[0]:,.0f} to {megabytes[1]:,.0f} MB: no less than {floor:.1f} ms. Its {2 * 31 + 32} "

@@ -276,11 +276,8 @@ class LODO(Optimizer):
         return ()
 
     def _allocate(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        kind, bucket_size, buckets = (
-            KINDS[group["preconditioner"]],
-            group["bucket_size"] or BUCKET,
-            list[list[Tensor]](),
-        )
+        kind, bucket_size = KINDS[group["preconditioner"]], group["bucket_size"] or BUCKET
+        buckets: list[list[Tensor]] = []
         for p in params:
             if p.numel():
                 if not buckets or sum(map(size, buckets[-1])) >= bucket_size:

@@ -164,13 +164,14 @@ def _source(kind: type) -> str:
     if package == "torch":
         return kind.__qualname__
     if package == "fallline":
-        return kind.__qualname__ + _library_source()
+        return kind.__qualname__ + library_source()
     module = inspect.getmodule(kind)
     return inspect.getsource(module) if module else kind.__qualname__
 
 
 @cache
-def _library_source() -> str:
+def library_source() -> str:
+    """All modules of the library, one after another."""
     folder = Path(fallline.__file__).parent
     return "".join(file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py")))
 

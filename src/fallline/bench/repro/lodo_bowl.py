@@ -33,10 +33,9 @@ from fallline.bench.repro.page import (
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
 from fallline.bench.stats import Interval, interval
-from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, Bowl, Landscape
+from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, FLOOR, Bowl, Landscape
 from fallline.bench.train import Outcome, Run
 
-FLOOR = 0.5 * EIGENVALUES.sum().item()
 POINTS = 48
 """Windows, even over the logarithm of the step, that a run's losses are averaged over."""
 

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 
-import fallline
 from fallline.bench import seeds, spaces
 from fallline.bench.race import RaceError, work_off
-from fallline.bench.record import Store, now, run_key
+from fallline.bench.record import Store, library_source, now, run_key
 from fallline.bench.repro import Design, Done, Experiment, Record, get_experiment
 from fallline.bench.repro.page import render
 from fallline.bench.train import Outcome, Run
@@ -129,8 +128,7 @@ def attempt(name: str, run: Run) -> Outcome:
 
 def fingerprint(experiment: Experiment) -> str:
     """The code that makes the runs' numbers: the library, torch by its version, and what the experiment names."""
-    library = sorted(Path(fallline.__file__).parent.glob("*.py"))
-    parts = [torch.__version__, *(file.read_text(encoding="utf-8") for file in library)]
+    parts = [torch.__version__, library_source()]
     parts += [inspect.getsource(part) for part in (seeds, spaces, *experiment.code())]
     return "\0".join(parts)
 

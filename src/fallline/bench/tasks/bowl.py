@@ -15,6 +15,8 @@ from fallline.bench.tasks._task import Schedule, Task
 
 DIMENSION = 100
 EIGENVALUES = torch.logspace(-3, 0, DIMENSION, dtype=torch.float64)
+FLOOR = 0.5 * EIGENVALUES.sum().item()
+"""Half the trace of the Hessian, 7.41: a perfect Newton step reaches the minimum just before it moves on."""
 
 
 class Landscape(nn.Module):
@@ -47,8 +49,7 @@ class Bowl(Task):
     evaluations: ClassVar[int] = 40
     schedule: ClassVar[Schedule] = "constant"  # the target never rests, so a rate that decays loses it
     held_out: ClassVar[bool] = False
-    floor: ClassVar[float | None] = 0.5 * EIGENVALUES.sum().item()
-    """Half the trace of the Hessian, 7.41: a perfect Newton step reaches the minimum just before it moves on."""
+    floor: ClassVar[float | None] = FLOOR
 
     floor_name: ClassVar[str] = "½ tr H, a perfect Newton step"
 
