@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
-from fallline.bench.race import Design, Progress, race
-from fallline.bench.record import Race, Store
+from fallline.bench.design import Design
+from fallline.bench.race import Progress, race
+from fallline.bench.record import Entry, Race, Store
+from fallline.bench.train import Outcome, Run
 
 
 class Inline(Executor):
@@ -32,11 +34,21 @@ class Referee:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.progress: Progress | None = None
+        self.heard: list[Entry] = []
 
-    def race(self, *optimizers: str, executor: Executor | None = None, **design: Any) -> Race:
-        asked = Design(**({"task": "sprint:Sprint", "trials": 3, "seeds": 2} | design), optimizers=optimizers)
+    def race(
+        self, *optimizers: str, task: str = "sprint:Sprint", executor: Executor | None = None, **design: Any
+    ) -> Race:
+        """Small unless asked otherwise: three trials, one of which is confirmed as it is on two seeds."""
+        small = {"tasks": (task,), "trials": 3, "finalists": 1, "seeds": 2}
+        asked = Design(**(small | design), optimizers=optimizers)
         about = {"command": "fallline race", "environment": {"torch": torch.__version__}}
-        return race(asked, self.store, executor or Inline(), ahead=2, about=about, watch=self.watch)
+        return race(
+            asked, self.store, executor or Inline(), ahead=2, about=about, watch=self.watch, heard=self.hear
+        )
+
+    def hear(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
+        self.heard.append(entry)
 
     def watch(self, progress: Progress) -> None:
         self.progress = progress

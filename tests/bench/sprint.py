@@ -23,7 +23,7 @@ class Sprint(Task):
     def model(self) -> nn.Module:
         return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
 
-    def data(self, seed: int) -> tuple[Tensor, Tensor]:
+    def points(self, seed: int) -> tuple[Tensor, Tensor]:
         points = torch.randn(90, 4, generator=torch.Generator().manual_seed(seed))
         return points, points[:, :3].argmax(1)
 
@@ -32,11 +32,11 @@ class Sprint(Task):
             yield torch.randint(90, (16,), generator=order)
 
     def losses(self, model: nn.Module, batch: Tensor) -> Tensor:
-        points, labels = self.data(0)
+        points, labels = self.points(0)
         return F.cross_entropy(model(points[batch]), labels[batch], reduction="none")
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        points, labels = self.data(1 if split == "validation" else 2)
+        points, labels = self.points(1 if split == "validation" else 2)
         logits = model(points)
         hits = (logits.argmax(1) == labels).float().mean().item()
         return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": hits}
@@ -112,3 +112,27 @@ class Stubborn(torch.optim.SGD):
 
     def step(self, closure: Any = None) -> None:
         raise TypeError("a closure is needed")
+
+
+class Still(torch.optim.SGD):
+    """Takes no step."""
+
+    def step(self, closure: Any = None) -> None:
+        """Stay."""
+
+
+class Demanding(torch.optim.SGD):
+    """Does not run without a learning rate."""
+
+    def __init__(self, params: Any, *, lr: float) -> None:
+        super().__init__(params, lr=lr)
+
+
+class Noted(torch.optim.SGD):
+    """Notes its learning rates."""
+
+    rates: ClassVar[list[float]] = []
+
+    def step(self, closure: Any = None) -> None:
+        self.rates.append(self.param_groups[0]["lr"])
+        super().step(closure)

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fallline.bench.display import Display, clock, lanes_table, results_table
 from fallline.bench.results import results
+from fallline.bench.summary import summary
 
 
 def text(console):
@@ -30,18 +31,36 @@ def test_a_race_is_shown_as_it_runs(referee, terminal):
     console.file.truncate(0)
     console.print(lanes_table(referee.progress))
     rows = [line.split() for line in text(console).splitlines()]
-    assert ["SGD", "3/3", "3", "–", "0/2"] in rows
-    assert next(row for row in rows if row[0] == "CoolMomentum")[1::3] == ["3/3", "2/2"]
+    assert ["SGD", "3/3", "3", "3", "0", "–", "0"] in rows
+    assert next(row for row in rows if row[0] == "CoolMomentum")[1:5] == ["5/5", "0", "3", "0"]
 
 
 def test_the_result_fits_80_columns(store, referee):
     console = Console(file=io.StringIO(), width=80, highlight=False)
-    found = results(store, referee.race("coolmomentum", "sgd", "adamw", seeds=4))
-    console.print(results_table(found))
-    lines = text(console).splitlines()
-    assert len(lines) == 4  # no cell needs a second line
-    assert found.entries[0].label in lines[1]
-    assert f"minus {found.baseline.label}'s" in lines[0]
+    found = results(store, referee.race("coolmomentum", "sgd", "adamw", seeds=8, tracks=("defaults", "tuned")))
+    for part in found.parts:
+        console.file.seek(0)
+        console.file.truncate(0)
+        console.print(results_table(part, 8))
+        lines = text(console).splitlines()
+        assert len(lines) == 4  # no cell needs a second line
+        assert all(len(line) <= 80 for line in lines)
+        assert part.entries[0].label in lines[1]
+        assert f"against {part.baseline.label}" in lines[0]
+        rivals = [entry for entry in part.entries if entry is not part.baseline]
+        assert all(any(entry.verdict.word in line for line in lines) for entry in rivals)
+
+
+def test_the_words_come_first_and_hold_every_verdict(store, referee):
+    found = results(store, referee.race("coolmomentum", "sgd", "sprint:Still", seeds=8, finalists=2, reruns=2))
+    told = " ".join(summary(found))
+    (part,) = found.parts
+    assert f"best baseline is {part.baseline.label}" in told
+    assert "Still" in told
+    assert f"worse than {part.baseline.label}" in told
+    runs = sum(len(entry.runs) for entry in part.entries)
+    assert f"All {runs} runs took" in told
+    assert summary(results(store, referee.race("koala-v", seeds=1)))[0].startswith("KOALA-V has the lowest loss")
 
 
 def test_times_are_minutes_and_seconds():

@@ -7,21 +7,29 @@ from types import ModuleType
 
 import pytest
 import torch
+from referee import Referee
 
 import fallline
+from fallline.bench.record import Store
 from fallline.bench.repro.lodo_memory import WAYS
+from fallline.bench.results import results
 from fallline.bench.train import state_bytes
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.fixture(scope="module")
-def arturo() -> ModuleType:
-    """docs/arturo.py, not run."""
-    spec = importlib.util.spec_from_file_location("docs_arturo", DOCS / "arturo.py")
+def script(name: str) -> ModuleType:
+    """A script under docs, not run."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def arturo() -> ModuleType:
+    """docs/arturo.py."""
+    return script("arturo")
 
 
 def rows(page: str, place: str) -> list[list[str]]:
@@ -88,3 +96,18 @@ def test_the_table_of_memory_is_of_every_way_and_its_bytes_are_those_of_the_stat
         assert told == [(name, str(value)) for name, value in changes.items()]
         optimizer = fallline.LODO([torch.zeros(100, requires_grad=True)], **changes)
         assert row[2] == f"{state_bytes(optimizer) / 100:,.0f}"
+
+
+def test_the_table_of_luck_is_what_its_script_makes(store: Store, referee: Referee) -> None:
+    race = script("race")
+    page = (DOCS / "race.md").read_text(encoding="utf-8").replace("\nPairing", "<!-- end -->")
+    head, _, *body = rows(page, "luck")
+    assert head == ["", "AdamW", "SGD"]
+    assert len(body) == 1 + len(race.BUDGETS)
+    part = results(store, referee.race("sgd", "adamw", trials=12, seeds=4)).parts[0]
+    scores = race.scores(part, part.get("sgd"))
+    assert race.luck(scores, 12) == (scores.min(), 0.0)  # a search of all has no luck
+    means = [race.luck(scores, budget)[0] for budget in (1, 3, 6, 12)]
+    assert means == sorted(means, reverse=True)
+    closed = part.get("sgd").best_of.mean
+    assert means == pytest.approx([closed[0], closed[2], closed[5], closed[11]], rel=0.05)

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
-from sprint import Poisoned, Sprint, Spy
+from sprint import Noted, Poisoned, Sprint, Spy
 from torch.nn import functional as F
 
 import fallline
-from fallline.bench.contenders import get_contender
+from fallline.bench.contenders import get_contender, under_schedules
 from fallline.bench.seeds import derive, generator
 from fallline.bench.tasks import get_task
 from fallline.bench.tasks.bowl import DIMENSION, Landscape
@@ -28,7 +28,7 @@ def test_the_loop_is_the_loop_one_would_write(name, settings):
     batches = task.batches(generator(7, "order"))
     torch.manual_seed(derive(7, "init"))
     model = task.model()
-    points, labels = task.data(0)
+    points, labels = task.points(0)
     optimizer = fallline.create_optimizer(name, model.parameters(), **settings)
     train_losses = []
     for step in range(1, 41):
@@ -121,6 +121,36 @@ def test_the_schedule_rises_falls_and_ends_over_zero():
     assert 0 < factors[-1] < 1e-3
     assert {lr_factor("constant", step, 200) for step in range(1, 201)} == {1.0}
     assert lr_factor("cosine", 1, 1) == 1
+    straight = [lr_factor("linear", step, 200) for step in range(1, 201)]
+    assert straight[:10] == factors[:10]
+    falls = {round(a - b, 12) for a, b in itertools.pairwise(straight[9:])}
+    assert len(falls) == 1
+    assert 0 < straight[-1] < 0.01
+    drops = [lr_factor("step", step, 100, (0.5, (0.5, 0.75))) for step in range(1, 101)]
+    assert drops == [1.0] * 50 + [0.5] * 25 + [0.25] * 25
+
+
+def test_a_schedule_is_asked_for_by_name_and_reaches_the_rate():
+    rates = {}
+    for name in ("sprint:Noted", "sprint:Noted@constant", "sprint:Noted@linear"):
+        Noted.rates.clear()
+        train(Run("sprint:Sprint", name, {"lr": 0.5}, seed=0))
+        rates[name] = list(Noted.rates)
+    assert rates["sprint:Noted@constant"] == [0.5] * 40
+    assert rates["sprint:Noted"] == [0.5 * lr_factor("cosine", step, 40) for step in range(1, 41)]
+    assert rates["sprint:Noted@linear"] == [0.5 * lr_factor("linear", step, 40) for step in range(1, 41)]
+    assert get_contender("coolmomentum@cosine").schedule == "cosine"
+    assert get_contender("coolmomentum@native").schedule == "constant"
+    assert get_contender("arturo@native").drops == (0.006, (0.5, 0.75))
+    assert under_schedules(("sgd", "koala-m", "coolmomentum"), "both") == (
+        "sgd",
+        "koala-m",
+        "koala-m@native",
+        "coolmomentum@cosine",
+        "coolmomentum",
+    )
+    with pytest.raises(ValueError, match="did you mean cosine"):
+        get_contender("sgd@cosin")
 
 
 def test_the_bowl_scores_the_last_tenth_and_nothing_cools():

@@ -1,13 +1,16 @@
 """The commands of `fallline`: what each one takes, checks and prints."""
 
+import dataclasses
 import os
+import shlex
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,17 +20,22 @@ from rich.text import Text
 import fallline
 from fallline.bench import display
 from fallline.bench import repro as experiments
-from fallline.bench.contenders import CONTENDERS, TEAM, get_contender
+from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, under_schedules
+from fallline.bench.design import TRACKS, Design
 from fallline.bench.environment import environment
+from fallline.bench.loggers import Logging, open_loggers
 from fallline.bench.names import unknown
+from fallline.bench.new import new_task
 from fallline.bench.pool import available_cores, local_pool
-from fallline.bench.race import Design, RaceError
+from fallline.bench.race import RaceError
 from fallline.bench.race import race as run_race
 from fallline.bench.record import Race, Store
 from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_table
-from fallline.bench.results import results
-from fallline.bench.tasks import TASKS, get_task
+from fallline.bench.results import Results, results
+from fallline.bench.spaces import as_plain, read_spaces
+from fallline.bench.summary import summary
+from fallline.bench.tasks import TASKS, check, get_task
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,6 +49,30 @@ errors = Console(stderr=True, highlight=False)
 
 DATABASE = "fallline.sqlite"
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")]
+
+
+class Schedules(StrEnum):
+    """Under which schedules the contenders race."""
+
+    common = "common"
+    native = "native"
+    both = "both"
+
+
+class Format(StrEnum):
+    """What a report can be written as."""
+
+    html = "html"
+    md = "md"
+    csv = "csv"
+    parquet = "parquet"
+    png = "png"
+
+
+class What(StrEnum):
+    """What `fallline new` writes."""
+
+    task = "task"
 
 
 class Size(StrEnum):
@@ -68,17 +100,32 @@ def root(
 
 @app.command(no_args_is_help=False)
 def race(
-    task: Annotated[
-        str, typer.Argument(metavar="[TASK]", help="What to race on: see [b]fallline list[/b].")
-    ] = "digits",
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TASK]...",
+            help="What to race on: names of [b]fallline list[/b], my_task.py, package.module:Class.",
+            show_default="digits",
+        ),
+    ] = None,
     optimizers: Annotated[
         str,
         typer.Option(
             metavar="A,B,C",
             help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class; [b]all[/b] for "
-            "the whole list.",
+            "the whole list; NAME@SCHEDULE under another schedule.",
         ),
     ] = ",".join(TEAM),
+    tracks: Annotated[
+        str,
+        typer.Option(metavar="A,B", help="With settings [b]tuned[/b] for the task, and with shipped [b]defaults[/b]."),
+    ] = "tuned",
+    schedules: Annotated[
+        Schedules | None,
+        typer.Option(
+            help="Everyone under the common schedule, their papers' native one, or both.", show_default="each its own"
+        ),
+    ] = None,
     size: Annotated[
         Size | None,
         typer.Option(help="Trials for each optimizer: S 20, M 50, L 75.", case_sensitive=False, show_default="S"),
@@ -87,14 +134,45 @@ def race(
         int | None, typer.Option(min=1, help="Trials for each optimizer, instead of --size.", show_default="20")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds on which the chosen settings are confirmed.")] = 10,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Up to four times as many seeds where there is no evidence yet.")
+    ] = False,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="A quarter of the trials beyond an edge where the best lies at one.")
+    ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Whom the others are compared with.", show_default="the best that is not ours"
+        ),
+    ] = None,
+    spaces: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Search spaces of your optimizers, and changes to others.")
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
     ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="tcp://...", help="Run on the workers of this dask.distributed scheduler.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where models train.")] = "cpu",
     out: OutOption = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="The seed of the whole race: search, weights, data order.")] = 0,
+    log: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B", help="Write every run to jsonl, tensorboard, wandb, trackio or package.module:Class."
+        ),
+    ] = "",
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+    aa: Annotated[
+        int | None,
+        typer.Option(
+            "--aa", min=1, metavar="N", help="Race SGD against itself N times: how often is a difference claimed?"
+        ),
+    ] = None,
 ) -> None:
-    """Race optimizers: tune each with the same number of trials, confirm the best on fresh seeds, write a report.
+    """Race optimizers: tune each with the same number of trials, confirm the best on fresh seeds, give a verdict.
 
     What has run once is never run again: interrupted with Ctrl-C, the same command goes on.
 
@@ -102,24 +180,62 @@ def race(
 
     fallline race
 
-    fallline race --optimizers all
+    fallline race digits bowl --optimizers all
 
-    fallline race bowl --optimizers coolmomentum,sgd,adamw
+    fallline race my_task.py --optimizers koala-m,adamw,my_module:Mine --spaces spaces.toml
 
-    fallline race digits --optimizers koala-m,adamw,radam --size M --jobs 8
+    fallline race --seeds 10 --until-decided --extend --tracks defaults,tuned
+
+    fallline race --aa 20
     """
     if size and trials:
         raise typer.BadParameter("give --size or --trials, not both.")
-    design = Design(task, checked_names(task, optimizers), trials or TRIALS[size or Size.S], seeds, seed)
+    where = checked_tasks(tasks or ["digits"])
+    if aa:
+        optimizers = "sgd,sgd#2"
+    who = checked_names(optimizers)
+    if schedules:
+        who = under_schedules(who, schedules.value)
+    if baseline is not None and baseline not in who:
+        raise typer.BadParameter(str(unknown("optimizer in this race", baseline, who)), param_hint="--baseline")
+    design = Design(
+        tasks=where,
+        optimizers=who,
+        tracks=checked_tracks(tracks),
+        trials=trials or TRIALS[size or Size.S],
+        seeds=seeds,
+        seed=seed,
+        baseline=baseline or ("sgd" if aa else None),
+        until_decided=until_decided,
+        extend=extend,
+        spaces=plain_spaces(spaces),
+        device=device,
+    )
     workers = jobs or available_cores()
-    about = {"command": command_line(design), "environment": environment(workers)}
-    with readable_errors(), Store(out / DATABASE) as store:
-        console.print(Text(get_task(task).summary, style="dim"))
-        with display.Display(console) as watch, local_pool(workers) as pool:
-            written = run_race(design, store, pool, ahead=2 * workers, about=about, watch=watch)
-        show(store, written)
+    with (
+        readable_errors(),
+        Store(out / DATABASE) as store,
+        Logging(open_loggers(log, out), complain=warn) as loggers,
+        workplace(scheduler, workers) as (pool, places),
+    ):
+        about = {"command": command_line(design), "environment": environment(workers)}
+
+        def hold(one: Design) -> Race:
+            mine = {**about, "command": command_line(one)}
+            with display.Display(console) as watch:
+                return run_race(one, store, pool, ahead=2 * places, about=mine, watch=watch, heard=loggers.run_finished)
+
+        if aa:
+            show_aa(store, hold, design, aa)
+            return
+        for name in where:
+            console.print(Text(get_task(name).summary, style="dim"))
+        written = hold(design)
+        found = results(store, written)
+        loggers.race_finished(written, losses_by_task(found))
+        show(found)
         if report:
-            write_report(store, written, out)
+            write_report(found, out)
 
 
 @app.command()
@@ -128,31 +244,91 @@ def report(
         str | None, typer.Argument(metavar="[TASK]", help="The task whose last race to report.", show_default="any")
     ] = None,
     out: OutOption = Path("runs"),
+    against: Annotated[
+        Path | None, typer.Option(metavar="OTHER.sqlite", help="Say what changed since the races of another database.")
+    ] = None,
+    format: Annotated[
+        Format, typer.Option(help="A page, or tables and figures for a paper.", case_sensitive=False)
+    ] = Format.html,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the learning curves as .svg or .png instead.")
     ] = None,
 ) -> None:
-    """Write the report of the last race again, from its records, or a picture of it.
+    """Write the report of the last race again, from its records, in one of several forms.
 
     [b]Examples[/b]
 
     fallline report
 
     fallline report bowl --picture bowl.svg
+
+    fallline report --format md
+
+    fallline report --against before.sqlite
     """
     if not (out / DATABASE).exists():
         raise typer.BadParameter(f"there are no records in {out}; fallline race makes some.", param_hint="--out")
     with readable_errors(), Store(out / DATABASE) as store:
-        found = store.last_race(task)
-        if found is None:
+        written = store.last_race(task)
+        if written is None:
             raise RaceError(f"there is no race{f' on {task}' if task else ''} in {out}; fallline race makes one.")
-        if picture is None:
-            write_report(store, found, out)
-        else:
+        found = results(store, written)
+        if picture is not None:
             from fallline.bench.report import write_picture
 
-            write_picture(results(store, found), picture)
+            write_picture(found, picture)
             console.print(f"Picture: {picture}", soft_wrap=True)
+        elif format is not Format.html:
+            from fallline.bench.export import export
+
+            for path in export(found, format.value, out):
+                console.print(f"Written: {path}", soft_wrap=True)
+        elif against is not None:
+            with Store(existing(against)) as other:
+                before = other.last_race(task)
+                if before is None:
+                    raise RaceError(f"there is no race{f' on {task}' if task else ''} in {against}.")
+                write_report(found, out, before=results(other, before))
+        else:
+            write_report(found, out)
+
+
+@app.command()
+def merge(
+    into: Annotated[Path, typer.Argument(metavar="A.sqlite", help="The database that takes the others in.")],
+    others: Annotated[list[Path], typer.Argument(metavar="B.sqlite...", help="Databases of other machines.")],
+) -> None:
+    """Bring the runs and races of several databases together in the first.
+
+    [b]Examples[/b]
+
+    fallline merge runs/fallline.sqlite from_elsewhere.sqlite
+    """
+    with readable_errors(), Store(existing(into)) as store:
+        for other in others:
+            merged = store.merge(other)
+            told = f"{other}: {merged.runs} new runs, {merged.races} new races"
+            if merged.conflicts:
+                told += f"; {merged.conflicts} runs have other results here, and were left as they are"
+            console.print(told + ".", soft_wrap=True)
+
+
+@app.command()
+def new(
+    what: Annotated[What, typer.Argument(metavar="task", help="What to write.")],
+    path: Annotated[Path, typer.Argument(metavar="[FILE.py]", help="Where.")] = Path("my_task.py"),
+) -> None:
+    """Write a task of your own to start from: a file that runs as it is.
+
+    [b]Examples[/b]
+
+    fallline new task
+
+    fallline race my_task.py --trials 5
+    """
+    with readable_errors():
+        new_task(path)
+        console.print(f"Written: {path}. It runs as it is: fallline race {shlex.quote(str(path))}", soft_wrap=True)
 
 
 @app.command("list")
@@ -237,15 +413,22 @@ def repro(
         console.print(f"Report: {page}", soft_wrap=True)
 
 
-def checked_names(task: str, optimizers: str) -> tuple[str, ...]:
-    """The optimizers' names, checked along with the task's."""
+def checked_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    """The tasks' names, once each, every one known to be a task."""
+    plain = [Path(name).as_posix() if ".py" in name else name for name in names]  # ./my_task.py is my_task.py
+    try:
+        for name in plain:
+            check(get_task(name))
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="TASK") from error
+    return tuple(dict.fromkeys(plain))
+
+
+def checked_names(optimizers: str) -> tuple[str, ...]:
+    """The optimizers' names, every one known to be an optimizer."""
     names = [name.strip() for name in optimizers.split(",") if name.strip()]
     names = [name if ":" in name else name.lower() for name in names]
     names = [one for name in names for one in (CONTENDERS if name == "all" else (name,))]
-    try:
-        get_task(task)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="TASK") from error
     try:
         if not names:
             raise ValueError("name at least one optimizer.")
@@ -256,12 +439,66 @@ def checked_names(task: str, optimizers: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def checked_tracks(tracks: str) -> tuple[str, ...]:
+    """The tracks' names."""
+    names = tuple(dict.fromkeys(name.strip() for name in tracks.split(",") if name.strip()))
+    for name in names:
+        if name not in TRACKS:
+            raise typer.BadParameter(str(unknown("track", name, TRACKS)), param_hint="--tracks")
+    if not names:
+        raise typer.BadParameter("name at least one track.", param_hint="--tracks")
+    return names
+
+
+def plain_spaces(path: Path | None) -> dict[str, dict[str, Any]]:
+    """What a file says of search spaces, as plain values."""
+    if path is None:
+        return {}
+    try:
+        return {
+            name: {setting: as_plain(value) for setting, value in changes.items()}
+            for name, changes in read_spaces(path).items()
+        }
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--spaces") from error
+
+
+def warn(sentence: str) -> None:
+    """Say that something did not work which the race can do without."""
+    errors.print(Text.assemble(("Warning: ", "yellow"), sentence))
+
+
+def existing(path: Path) -> Path:
+    """A database that is there."""
+    if not path.exists():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
 def command_line(design: Design) -> str:
     """The command that makes this race, every choice written out."""
-    return (
-        f"fallline race {design.task} --optimizers {','.join(design.optimizers)} "
-        f"--trials {design.trials} --seeds {design.seeds} --seed {design.seed}"
-    )
+    words = ["fallline race", *map(shlex.quote, design.tasks), "--optimizers", shlex.quote(",".join(design.optimizers))]
+    words += ["--tracks", ",".join(design.tracks)] if design.tracks != ("tuned",) else []
+    words += ["--trials", str(design.trials), "--seeds", str(design.seeds), "--seed", str(design.seed)]
+    words += ["--baseline", shlex.quote(design.baseline)] if design.baseline else []
+    words += ["--until-decided"] if design.until_decided else []
+    words += ["--extend"] if design.extend else []
+    words += ["--spaces FILE.toml"] if design.spaces else []
+    words += ["--device", design.device] if design.device != "cpu" else []
+    return " ".join(words)
+
+
+@contextmanager
+def workplace(scheduler: str | None, jobs: int) -> Iterator[tuple[Executor, int]]:
+    """Where runs run, and how many at a time."""
+    if scheduler is None:
+        with local_pool(jobs) as pool:
+            yield pool, jobs
+        return
+    from fallline.bench.cluster import cluster  # dask is an extra
+
+    with cluster(scheduler) as (executor, workers):
+        yield executor, workers
 
 
 @contextmanager
@@ -277,19 +514,47 @@ def readable_errors() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def show(store: Store, written: Race) -> None:
-    """Print the result."""
-    found = results(store, written)
+def show(found: Results) -> None:
+    """Print the result: in words, then as tables."""
     console.print()
-    console.print(display.results_table(found))
-    for name, excuse in written.setting["left_out"].items():
-        console.print(f"{name} was left out: {excuse}.", style="dim")
-    console.print("Mean [95 % interval over seeds]. Lost: trials that diverged or failed.", style="dim")
+    for sentence in summary(found):
+        console.print(Text(sentence[0].upper() + sentence[1:]))
+    for part in found.parts:
+        console.print()
+        if len(found.parts) > 1:
+            console.print(Text(f"{part.task}, {part.track}", style="bold"))
+        console.print(display.results_table(part, found.design.seeds))
+        for name, excuse in part.left_out.items():
+            console.print(Text(f"{name} was left out: {excuse}.", style="dim"))
+        for entry in part.entries:
+            for alarm in entry.alarms:
+                console.print(Text.assemble(("! ", "yellow"), f"{entry.label}: {alarm.text}."))
+    console.print("\nMean [95 % interval over seeds]. Lost: trials that diverged or failed.", style="dim")
 
 
-def write_report(store: Store, written: Race, out: Path) -> None:
+def show_aa(store: Store, hold: Callable[[Design], Race], design: Design, times: int) -> None:
+    """Race SGD against itself with several seeds, and say how often a difference was claimed."""
+    found = []
+    for study in range(times):
+        held = results(store, hold(dataclasses.replace(design, seed=design.seed + study)))
+        found.append(held)
+        console.print(display.aa_line(held, study), soft_wrap=True)
+    console.print(display.aa_table(found))
+
+
+def losses_by_task(found: Results) -> dict[str, dict[str, float]]:
+    """Mean final losses, for loggers."""
+    return {
+        f"{part.task}, {part.track}" if len(found.design.tracks) > 1 else part.task: {
+            entry.label: loss.mean for entry in part.entries if (loss := entry.measure("loss"))
+        }
+        for part in found.parts
+    }
+
+
+def write_report(found: Results, out: Path, before: Results | None = None) -> None:
     """Write the page and say where."""
-    from fallline.bench.report import write_page  # plotly is slow to import, and nothing else needs it
+    from fallline.bench.report import page_name, write_page  # plotly is slow to import, and nothing else needs it
 
-    path = write_page(results(store, written), out / f"{written.task.replace(':', '.')}.html")
+    path = write_page(found, out / page_name(found), before)
     console.print(f"Report: {path}", soft_wrap=True)

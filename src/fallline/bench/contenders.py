@@ -5,10 +5,11 @@ here with its source, printed in every report, and wide enough that the best set
 gets the same number of trials: a method with more to tune pays for it.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import fallline
 from fallline.arturo import PUBLISHED
 from fallline.bench.names import unknown
-from fallline.bench.spaces import Choice, Range, Setting, Space
+from fallline.bench.spaces import Choice, Range, Setting, Space, as_plain
 from fallline.bench.tasks import Schedule, Task
 
 
@@ -25,7 +26,11 @@ class Team:
 
     def __init__(self, *members: torch.optim.Optimizer) -> None:
         self.members = members
-        self.param_groups: list[dict[str, Any]] = [group for member in members for group in member.param_groups]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The members' groups, one after another."""
+        return [group for member in self.members for group in member.param_groups]
 
     @property
     def state(self) -> dict[Tensor, Any]:
@@ -41,6 +46,15 @@ class Team:
         """One step of every member."""
         for member in self.members:
             member.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The members' states, in their order."""
+        return {"members": [member.state_dict() for member in self.members]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the members' states back."""
+        for member, state in zip(self.members, state_dict["members"], strict=True):
+            member.load_state_dict(state)
 
 
 AnyOptimizer = torch.optim.Optimizer | Team
@@ -66,19 +80,21 @@ def coolmomentum(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]
 def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """The two betas are one argument in torch."""
     settings = dict(settings)
-    betas = settings.pop("beta1"), settings.pop("beta2")
+    betas = settings.pop("beta1", 0.9), settings.pop("beta2", 0.999)
     return torch.optim.AdamW(parameters, betas=betas, **settings)
 
 
 def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """Muon orthogonalises matrices; AdamW takes the rest."""
     parameters, settings = list(parameters), dict(settings)
-    adamw_lr = settings.pop("adamw_lr")
+    aside = {"weight_decay": settings["weight_decay"]} if "weight_decay" in settings else {}
+    if "adamw_lr" in settings:
+        aside["lr"] = settings.pop("adamw_lr")
     matrices = torch.optim.Muon([p for p in parameters if p.ndim == 2], **settings)
     rest = [p for p in parameters if p.ndim != 2]
     if not rest:
         return matrices
-    return Team(matrices, torch.optim.AdamW(rest, lr=adamw_lr, weight_decay=settings["weight_decay"]))
+    return Team(matrices, torch.optim.AdamW(rest, **aside))
 
 
 def lodo(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
@@ -91,6 +107,13 @@ def published(setting: Callable[[Mapping[str, float]], float], widened: float) -
     """From the smallest to the largest among arTuRO's published settings, and by a factor to either side."""
     values = [setting(settings) for settings in PUBLISHED.values()]
     return Range(float(f"{min(values) / widened:.2g}"), float(f"{max(values) * widened:.2g}"))
+
+
+Drops = tuple[float, tuple[float, ...]]
+"""The schedule `step`: a factor, and the shares of the horizon after which it is applied."""
+
+DROPS: Drops = (0.2, (0.3, 0.6, 0.9))
+"""The KOALA papers', and usual for SGD."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +130,13 @@ class Contender:
     """Settings that are not tuned and not left at their defaults."""
 
     schedule: Schedule = "cosine"
-    """`constant` for a method that brings its own."""
+    """How its rates run down unless another is asked for; `constant` for a method that cools by itself."""
+
+    native: Schedule | None = None
+    """The schedule of its paper, where that is another than the common cosine."""
+
+    drops: Drops = DROPS
+    """Of the schedule `step`."""
 
     rates: tuple[str, ...] = ("lr",)
     """The settings that the schedule multiplies."""
@@ -127,11 +156,24 @@ class Contender:
     def on(self, task: Task) -> "Contender":
         """This contender as it races on a task, which may change ranges, fix settings and forbid schedules."""
         changes = task.spaces.get(self.name, {})
+        for name in changes:
+            if name not in self.space:
+                raise unknown(f"setting of {self.name} to change on {task.name}", name, self.space)
         resolved = {name: changes.get(name, dimension) for name, dimension in self.space.items()}
         space = {name: value for name, value in resolved.items() if isinstance(value, Range | Choice)}
         fixed = {name: value for name, value in resolved.items() if not isinstance(value, Range | Choice)}
         here = replace(self, space=space, fixed={**self.fixed, **fixed})
         return here if task.schedule == "cosine" else replace(here, schedule="constant", schedule_note="")
+
+    def searching(self, changes: Mapping[str, Range | Choice | Setting]) -> "Contender":
+        """This contender with other ranges, or with settings fixed; `ValueError` beyond four dimensions."""
+        tuned = {**self.space, **{name: value for name, value in changes.items() if isinstance(value, Range | Choice)}}
+        fixed = {name: value for name, value in changes.items() if not isinstance(value, Range | Choice)}
+        space = {name: value for name, value in tuned.items() if name not in fixed}
+        if len(space) > 4:
+            raise ValueError(f"{self.name}: at most four settings are tuned, not {len(space)} ({', '.join(space)})")
+        kept = {name: value for name, value in self.fixed.items() if name not in space}
+        return replace(self, space=space, fixed={**kept, **fixed})
 
     def describe(self) -> dict[str, Any]:
         """What a report says of it, ready for JSON."""
@@ -139,6 +181,7 @@ class Contender:
             "label": self.label,
             "ours": self.ours,
             "space": {name: str(dimension) for name, dimension in self.space.items()},
+            "ranges": {name: as_plain(dimension) for name, dimension in self.space.items()},
             "fixed": dict(self.fixed),
             "schedule": self.schedule_note or self.schedule,
             "source": self.source,
@@ -167,6 +210,8 @@ CONTENDERS = {
                 "process_noise": published(lambda s: s["process_noise"] / s["measurement_noise"], widened=10),
             },
             fixed={"measurement_noise": 1.0},  # only ratios of the filter's noises matter
+            native="step",
+            drops=(0.006, (0.5, 0.75)),
             schedule_note="cosine, of the bound lr: the length of a step goes with its square root",
             ours=True,
             source="Dahlinger et al. 2023; its program's six settings, lr and reg_weight widened by 3, process_noise / "
@@ -178,6 +223,7 @@ CONTENDERS = {
             plain("koala-v"),
             FILTER,
             fixed={"sigma": 0.1},
+            native="step",
             ours=True,
             source="Davtyan et al. 2022; around its program's settings (lr 1, sigma 0.1, weight decay 5e-4)",
         ),
@@ -186,6 +232,7 @@ CONTENDERS = {
             "KOALA-M",
             plain("koala-m"),
             {"lr": Range(0.1, 3.0), "qv": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)},
+            native="step",
             ours=True,
             source="Davtyan et al. 2022; around its program's settings (lr 1, qv 0.01, a 0.9, weight decay 5e-4)",
         ),
@@ -195,6 +242,7 @@ CONTENDERS = {
             plain("koala-pp"),
             FILTER,
             fixed={"sigma": 0.1},
+            native="step",
             ours=True,
             source="Xia et al. 2025; around its program's settings (lr 1 and 2, sigma and q 0.1 and 0.2, weight decay "
             "1e-4 and 5e-4)",
@@ -209,6 +257,7 @@ CONTENDERS = {
                 "schedule": Choice(("exponential", "linear")),
             },
             schedule="constant",
+            native="constant",
             schedule_note="its own: the momentum cools over the whole run, the learning rate stays",
             ours=True,
             source="Borysenko and Byshkin 2021 (lr 0.01 … 0.6, rho_0 0.99); lr widened upwards, where the best lie",
@@ -238,7 +287,7 @@ CONTENDERS = {
             "adamw",
             "AdamW",
             adamw,
-            {"lr": Range(1e-4, 1e-1), "beta1": Range(0.02, 0.5, "one minus log"), "weight_decay": Range(5e-3, 1.0)},
+            {"lr": Range(1e-4, 0.3), "beta1": Range(0.02, 0.5, "one minus log"), "weight_decay": Range(5e-3, 1.0)},
             fixed={"beta2": 0.999},
             source="Loshchilov and Hutter 2019; AlgoPerf's space, lr widened upwards for small networks",
         ),
@@ -254,17 +303,41 @@ CONTENDERS = {
     )
 }
 
-TEAM = ("arturo", "koala-pp", "koala-m", "coolmomentum", "sgd", "adamw")
-"""Who races unless others are named, so that a race on two cores stays well under three minutes: not LODO and Muon,
-whose runs take longest (`bfloat16` products are slow on most CPUs), nor KOALA-V, whose family is there twice."""
+TEAM = ("arturo", "koala-m", "coolmomentum", "sgd", "adamw")
+"""Who races unless others are named, so that a race on two cores stays under three minutes: not LODO and Muon, whose
+runs take longest (`bfloat16` products are slow on most CPUs), and one KOALA of three."""
 
 ANY_LR = Range(1e-4, 1.0)
 """The space of an optimizer without an entry: its learning rate alone."""
 
 
+VARIANT = re.compile(r"(?P<entry>.*?)(@(?P<schedule>[a-z]+))?(#(?P<copy>\d+))?")
+"""`sgd@linear`: under another schedule; `sgd#2`: the same once more under a name of its own."""
+
+
 @cache
 def get_contender(name: str) -> Contender:
-    """The entry of that name, or one made for any that `fallline.create_optimizer` takes; else `ValueError`."""
+    """The entry of that name, or one made for any that `fallline.create_optimizer` takes; else `ValueError`.
+
+    `NAME@SCHEDULE` races it under another schedule than its entry's (`native` for its paper's), and `NAME#2` is a twin:
+    the same method under another name, with a search of its own.
+    """
+    variant = VARIANT.fullmatch(name)
+    assert variant is not None  # the expression takes any text
+    found = _get_entry(variant["entry"])
+    if schedule := variant["schedule"]:
+        schedules: dict[str, Schedule] = {known: known for known in get_args(Schedule)}
+        schedules["native"] = found.native or found.schedule
+        if schedule not in schedules:
+            raise unknown("schedule", schedule, schedules)
+        label = f"{found.label}, {schedule}"
+        found = replace(found, name=name, label=label, schedule=schedules[schedule], schedule_note="")
+    if copy := variant["copy"]:
+        found = replace(found, name=name, label=f"{found.label} no. {copy}")
+    return found
+
+
+def _get_entry(name: str) -> Contender:
     if name in CONTENDERS:
         return CONTENDERS[name]
     if ":" in name:
@@ -276,3 +349,17 @@ def get_contender(name: str) -> Contender:
     return Contender(
         name, label, plain(name), {"lr": ANY_LR}, source="no entry of its own: lr alone, over a wide range"
     )
+
+
+def under_schedules(names: Iterable[str], which: str) -> tuple[str, ...]:
+    """Everyone under the common schedule, under their papers' own (`native`), or under `both`."""
+    found: list[str] = []
+    for name in names:
+        entry = get_contender(name)
+        if "@" in name or entry.native is None:
+            found.append(name)
+            continue
+        common = name if entry.schedule == "cosine" else f"{name}@cosine"
+        native = name if entry.schedule == entry.native else f"{name}@native"
+        found += {"common": [common], "native": [native], "both": [common, native]}[which]
+    return tuple(dict.fromkeys(found))

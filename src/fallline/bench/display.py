@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fallline.bench.race import Lane, Progress
-from fallline.bench.results import Result, Results
-from fallline.bench.stats import Interval
-from fallline.bench.tasks import get_task
+from fallline.bench.results import Part, Result, Results
+from fallline.bench.stats import Interval, share_interval
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -74,64 +73,78 @@ class Display(Watching):
 
     def line(self, progress: Progress, left: str) -> str:
         """The progress in a line."""
-        scored = [
-            (lane.trials[lane.best].score or 0.0, lane) for lane in progress.lanes.values() if lane.best is not None
-        ]
-        best = min(scored, key=lambda pair: pair[0], default=None)
-        leader = f", best {best[1].contender.label} {number(best[0])}" if best else ""
-        return f"{progress.done}/{progress.total} runs, {left} left{leader}"
+        return f"{progress.done}/{progress.total} runs, {left} left"
 
 
 def lanes_table(progress: Progress) -> Table:
-    """One row for each optimizer."""
+    """One row for each optimizer on each task."""
     design = progress.design
-    table = Table(title=f"Racing on {design.task}", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("")
-    for heading in ("trials", "lost", score_name(design.task), "seeds"):
-        table.add_column(heading, justify="right")
-    for lane in progress.lanes.values():
-        table.add_row(
-            Text(lane.contender.label, style="bold" if lane.contender.ours else ""),
-            f"{len(lane.trials)}/{design.trials}",
-            lost(lane),
-            number(lane.trials[lane.best].score) if lane.best is not None else "–",
-            f"{len(lane.seeds)}/{design.seeds}",
-        )
+    tasks = ", ".join(design.tasks)
+    table = Table(title=f"Racing on {tasks}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    headings = ["defaults"] if "defaults" in design.tracks else []
+    headings += ["trials", "reruns", "best loss", "seeds"] if "tuned" in design.tracks else []
+    for heading in ["", "runs", "lost", *headings] if len(design.tasks) == 1 else ["", "", "runs", "lost", *headings]:
+        table.add_column(heading, justify="right" if heading else "left")
+    for (task, _), lane in progress.lanes.items():
+        best = lane.finalists[0] if lane.finalists else None
+        reruns = sum(map(len, lane.reruns.values()))
+        row: list[Text | str] = [task] if len(design.tasks) > 1 else []
+        row += [Text(lane.contender.label, style="bold" if lane.contender.ours else "")]
+        row += [f"{lane.runs}/{lane.wanted}", lost(lane)]
+        if "defaults" in design.tracks:
+            row += [str(len(lane.defaults)) if lane.has_defaults else "–"]
+        if lane.plan:
+            score = lane.trials[best].score if best is not None else None
+            row += [str(len(lane.trials)), str(reruns), number(score), str(len(lane.seeds))]
+        table.add_row(*row)
     return table
 
 
 def lost(lane: Lane) -> Text:
     """How many of the runs diverged or failed."""
-    count = sum(outcome.lost for outcome in [*lane.trials.values(), *lane.seeds.values()])
+    count = sum(outcome.lost for outcome in lane.outcomes)
     return Text(str(count), style="yellow") if count else Text("0", style="dim")
 
 
-def score_name(task: str) -> str:
-    """What the search minimises, in a heading."""
-    return "best validation loss" if get_task(task).held_out else "best mean loss"
-
-
-def results_table(results: Results) -> Table:
-    """The result of a race, in 80 columns."""
-    design = results.race.design
-    accuracy = any(entry.measure("accuracy") for entry in results.entries)
-    loss_name = "test loss" if get_task(results.race.task).held_out else "mean loss"
+def results_table(part: Part, seeds: int) -> Table:
+    """One comparison, in 80 columns."""
+    accuracy = any(entry.measure("accuracy") for entry in part.entries)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
-    table.add_column(loss_name)
+    table.add_column("test loss" if part.held_out else "mean loss")
     if accuracy:
         table.add_column("accuracy", justify="right")
-    table.add_column("lost", justify="right")
-    if results.baseline:
-        table.add_column(f"minus {results.baseline.label}'s")
-    for entry in results.entries:
+    if part.track == "tuned":
+        table.add_column("lost", justify="right")
+    if part.baseline:
+        table.add_column(f"against {part.baseline.label}")
+    for entry in part.entries:
         share = entry.measure("accuracy")
-        row = [Text(entry.label, style="bold" if entry.ours else ""), seeds_cell(entry, design["seeds"])]
+        row = [Text(entry.label, style="bold" if entry.ours else ""), seeds_cell(entry, seeds)]
         row += [Text(f"{100 * share.mean:.1f} %" if share else "–")] if accuracy else []
-        row += [Text(f"{entry.lost_trials}/{design['trials']}")]
-        row += [Text(spread(entry.against_baseline, results.scale))] if results.baseline else []
+        row += [Text(f"{entry.lost_trials}/{len(entry.trials)}")] if part.track == "tuned" else []
+        row += [verdict_cell(entry, part.scale)] if part.baseline else []
         table.add_row(*row)
     return table
+
+
+WORD_STYLES = {
+    "better": "bold green",
+    "worse": "red",
+    "practically equal": "",
+    "no evidence": "dim",
+    "too few seeds": "dim",
+}
+
+
+def verdict_cell(entry: Result, scale: float | None) -> Text:
+    """The word and the difference."""
+    if entry.verdict is None:
+        return Text("–")
+    text = Text(entry.verdict.word, style=WORD_STYLES[entry.verdict.word])
+    if entry.verdict.difference:
+        text.append(f" {difference(entry.verdict.difference.mean, scale or 1.0)}", style="default")
+    return text
 
 
 def seeds_cell(entry: Result, seeds: int) -> Text:
@@ -171,3 +184,34 @@ def clock(seconds: float) -> str:
     """Minutes and seconds, `2:05`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+CALLED = ("better", "worse")
+"""The words that claim a difference."""
+
+
+def aa_line(found: Results, study: int) -> str:
+    """One race of SGD against itself, in a line."""
+    part = found.parts[0]
+    twin = next(entry for entry in part.entries if entry is not part.baseline)
+    if twin.verdict is None or twin.verdict.difference is None:
+        return f"race {study + 1}: no verdict"
+    return f"race {study + 1}: {twin.verdict.word}, {difference(twin.verdict.difference.mean, part.scale or 1.0)}"
+
+
+def aa_table(found: Sequence[Results]) -> Table:
+    """How often SGD was told from itself."""
+    words: list[str] = [e.verdict.word for held in found for part in held.parts for e in part.entries if e.verdict]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("SGD against SGD", "races", "share [95 % interval]"):
+        table.add_column(heading)
+    for word in dict.fromkeys([*WORD_STYLES]):
+        count = words.count(word)
+        share = share_interval(count, len(words)) if words else None
+        bounds = f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]" if share else "–"
+        table.add_row(word, str(count), bounds)
+    called = sum(word in CALLED for word in words)
+    share = share_interval(called, len(words)) if words else None
+    told = f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]" if share else "–"
+    table.add_row(Text("called different, and are the same", style="bold"), str(called), told)
+    return table

@@ -7,18 +7,20 @@ dark face, a picture those that both can bear.
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from fallline.bench.display import number, spread
-from fallline.bench.results import Result, Results
-from fallline.bench.spaces import Setting
+from fallline.bench.results import TAUS, Across, Part, Result, Results
+from fallline.bench.spaces import Range, Setting, dimension
 from fallline.bench.stats import band
-from fallline.bench.tasks import get_task
 
 Figure = dict[str, Any]
+Array = NDArray[np.float64]
 
 # After Okabe and Ito (2008), darkened or lightened for the ground: on white, on black, on either. The last two differ
 # from the rest in lightness too, for whoever sees fewer hues.
@@ -43,20 +45,68 @@ INK = {
     "muted": ("#5d6570", "#a2abb6", "#757f8a"),
     "grid": ("#e6e4df", "#30353c", "#7d859033"),
     "paper": ("#ffffff", "#191c20", "#ffffff00"),
+    "warn": ("#9a4a00", "#ffb066", "#b86a1a"),
 }
 LIGHT, DARK, EITHER = 0, 1, 2
 DASHES = {"sgd": "dashdot", "adamw": "dash", "muon": "dot"}
 """How the lines of those that are not ours are broken; "longdash" for all others."""
 
+AXES = {
+    "steps": "step",
+    "gradient evaluations": "gradient evaluations",
+    "CPU seconds": "cpu seconds",
+    "wall seconds": "wall seconds",
+}
+"""What a learning curve can be drawn against: as printed, and as recorded."""
 
-def palette(results: Results, face: int) -> dict[str, str]:
+POINTS = 100
+"""A curve has no more points than this: a screen shows no more of them, and a page of many curves stays small."""
+
+EDGE_SHARE = 0.12
+"""How far above the highest score, as a share of their range, lost trials stand."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one contender looks: its colour on white, on black and on either, whole or broken."""
+
+    name: str
+    label: str
+    colour: tuple[str, str, str]
+    dash: str = "solid"
+    width: float = 2.0
+    ours: bool = True
+
+    @property
+    def style(self) -> Figure:
+        """As Plotly wants it."""
+        return {"color": f"@{self.name}", "width": self.width, "dash": self.dash}
+
+
+def lines(*races: Results) -> dict[str, Line]:
+    """How everyone in these races looks, by name, in order of appearance; no two look the same.
+
+    Whoever has no colour of its own, a variant such as `sgd@linear` too, shares the spare ones; then the dash differs.
+    """
+    entries = {entry.name: entry for race in races for part in race.parts for entry in part.entries}
+    strangers = sorted(name for name in entries if name not in COLOURS)
+    found = {}
+    for name, entry in entries.items():
+        colour, dash = COLOURS.get(name), "solid" if entry.ours else DASHES.get(name, "longdash")
+        if colour is None:
+            again, which = divmod(strangers.index(name), len(SPARE_COLOURS))
+            colour = SPARE_COLOURS[which]
+            dash = dash if again == 0 else "12px,3px" + ",2px,3px" * again  # a dash and so many dots
+        found[name] = Line(name, entry.label, colour, dash, 2.5 if entry.ours else 2.0, entry.ours)
+    return found
+
+
+def palette(looks: Mapping[str, Line], face: int) -> dict[str, str]:
     """Token to colour, for `LIGHT`, `DARK` or `EITHER` ground."""
-    strangers = [entry.name for entry in results.entries if entry.name not in COLOURS]
-    spare = {name: SPARE_COLOURS[i % len(SPARE_COLOURS)] for i, name in enumerate(sorted(strangers))}
-    return {name: faces[face] for name, faces in {**INK, **COLOURS, **spare}.items()}
+    return {name: faces[face] for name, faces in {**INK, **{n: one.colour for n, one in looks.items()}}.items()}
 
 
-def coloured(figure: Figure, colours: dict[str, str]) -> Figure:
+def coloured(figure: Figure, colours: Mapping[str, str]) -> Figure:
     """The figure with its tokens replaced; a share after a slash, in percent, becomes the alpha channel."""
 
     def colour(match: re.Match[str]) -> str:
@@ -67,74 +117,178 @@ def coloured(figure: Figure, colours: dict[str, str]) -> Figure:
     return painted
 
 
-def curves(results: Results, measure: str) -> Figure:
-    """A measure against steps: mean over the seeds that finished, with the 95 % band of that mean."""
+# --- curves ---
+
+
+def curves(
+    part: Part, looks: Mapping[str, Line], measure: str, axis: str = "steps", *, targets: bool = True
+) -> Figure | None:
+    """A measure against one of `AXES`: mean over the seeds that finished, with the 95 % band of that mean."""
     data: list[Figure] = []
-    lows: list[float] = []
-    highs: list[float] = []
-    for entry in results.entries:
-        points = [(o.curve["step"], o.curve[measure]) for o in entry.finished.values() if measure in o.curve]
-        if not points:
+    lows, highs, ends = [], [], []
+    for entry in part.entries:
+        drawn = courses(entry, measure, axis)
+        if drawn is None:
             continue
-        keep = [i for i in range(len(points[0][0])) if all(values[i] is not None for _, values in points)]
-        steps = [points[0][0][i] for i in keep]
-        mean, low, high = band(np.array([[values[i] for i in keep] for _, values in points], dtype=np.float64))
-        lows.append(float(low.min()))
-        highs.append(float(high.max()))
-        data.append(
-            {
-                "x": steps + steps[::-1],
-                "y": short_numbers([*high, *low[::-1]]),
-                "fill": "toself",
-                "fillcolor": f"@{entry.name}/18",
-                "line": {"width": 0},
-                "hoverinfo": "skip",
-                "mode": "lines",
-                "showlegend": False,
-                "meta": entry.name,
-            }
-        )
-        data.append(
-            {
-                "x": steps,
-                "y": short_numbers(mean),
-                "name": entry.label,
-                "mode": "lines",
-                "line": line(entry),
-                "customdata": [f"{number(a)}, {number(b)}" for a, b in zip(low, high, strict=True)],
-                "hovertemplate": f"<b>{escaped(entry.label)}</b><br>step %{{x}}: %{{y:.3g}} [%{{customdata}}]"
-                "<extra></extra>",
-                "meta": entry.name,
-            }
-        )
-    data.sort(key=lambda trace: trace["mode"] == "lines" and "fill" not in trace)  # the lines over all the bands
+        x, values = drawn
+        told = {"steps": "step %{x}", "gradient evaluations": "%{x} gradients"}.get(axis, "%{x:.3g} s")
+        traces, low, high = band_traces(looks[entry.name], x, values, told)
+        data += traces
+        lows.append(low)
+        highs.append(high)
+        ends.append(float(x[-1]))
+    if not data:
+        return None
+    data.sort(key=lambda trace: "fill" not in trace)  # the lines over all the bands
     layout = blank_layout()
-    layout["xaxis"] |= {"title": {"text": "steps"}, "range": [0, get_task(results.race.task).steps]}
-    floor = get_task(results.race.task).floor
-    if lows:
-        bottom = min([*lows, floor] if floor else lows)
-        layout["yaxis"] |= fitted_axis(bottom, max(highs))
-    _draw_floor(results, layout, along="x")
+    horizon = float(part.about["steps"]) if AXES[axis] in ("step", "gradient evaluations") else 0.0
+    layout["xaxis"] |= {"range": [0, max(horizon, *ends)]}
+    entitle(layout, axis)
+    floor = part.about["floor"]
+    layout["yaxis"] |= fitted_axis(min([*lows, floor] if floor else lows), max(highs))
+    if targets and measure == ("validation loss" if part.held_out else "train loss"):
+        _draw_targets(part, layout)
+    _draw_floor(part, layout, along="x")
     return {"data": data, "layout": layout}
 
 
-def final_losses(results: Results) -> Figure:
+def courses(entry: Result, measure: str, axis: str) -> tuple[Array, Array] | None:
+    """A measure of the seeds that finished, on one grid: shapes (points,) and (seeds, points); None without any.
+
+    Seeds that were measured at the same places are taken as they are. Else, as with seconds, each is interpolated
+    linearly onto an even grid, up to where the last one ends; one that is over keeps its last value, as its model does.
+    """
+    seen = []
+    for outcome in entry.finished.values():
+        places = outcome.curve.get(AXES[axis]) or outcome.times.get(AXES[axis], [])
+        known = [(x, y) for x, y in zip(places, outcome.curve.get(measure, []), strict=False) if None not in (x, y)]
+        if known:
+            seen.append(np.array(known, dtype=np.float64).T)
+    if not seen:
+        return None
+    if all(np.array_equal(one[0], seen[0][0]) for one in seen):
+        x, values = seen[0][0], np.stack([one[1] for one in seen])
+        keep = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
+        return x[keep], values[:, keep]
+    count = min(POINTS, 2 * max(len(one[0]) for one in seen))
+    grid = np.linspace(max(one[0][0] for one in seen), max(one[0][-1] for one in seen), count)
+    return grid, np.stack([np.interp(grid, one[0], one[1]) for one in seen])
+
+
+def band_traces(line: Line, x: ArrayLike, values: ArrayLike, what: str) -> tuple[list[Figure], float, float]:
+    """Mean and 95 % band over seeds of `values`, shape (seeds, points); and the lowest and highest of the band."""
+    mean, low, high = band(np.asarray(values, dtype=np.float64))
+    return shaded(line, short_numbers(np.asarray(x, dtype=np.float64)), mean, low, high, what), low.min(), high.max()
+
+
+def shaded(
+    line: Line, x: Sequence[float], mean: Array, low: Array, high: Array, what: str, *, alpha: int = 18
+) -> list[Figure]:
+    """A band, of an opacity in percent, and the curve within it."""
+    shade: Figure = {
+        "x": [*x, *x[::-1]],
+        "y": short_numbers([*high, *low[::-1]]),
+        "fill": "toself",
+        "fillcolor": f"@{line.name}/{alpha}",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "mode": "lines",
+        "showlegend": False,
+        "meta": line.name,
+    }
+    return [shade, curve_trace(line, x, mean, what, low, high)]
+
+
+def curve_trace(
+    line: Line, x: Sequence[float], y: Array, what: str, low: Array | None = None, high: Array | None = None
+) -> Figure:
+    """One curve, and on hovering its value."""
+    trace: Figure = {
+        "x": list(x),
+        "y": short_numbers(y),
+        "name": escaped(line.label),
+        "mode": "lines",
+        "line": line.style,
+        "hovertemplate": f"<b>{escaped(line.label)}</b><br>{what}: %{{y:.3g}}<extra></extra>",
+        "meta": line.name,
+    }
+    if low is not None and high is not None:
+        trace["customdata"] = [f"{number(a)}, {number(b)}" for a, b in zip(low, high, strict=True)]
+        trace["hovertemplate"] = f"<b>{escaped(line.label)}</b><br>{what}: %{{y:.3g}} [%{{customdata}}]<extra></extra>"
+    return trace
+
+
+def best_of(part: Part, looks: Mapping[str, Line]) -> Figure | None:
+    """What everyone's search would have found with fewer trials: the expected best score of K, with its band."""
+    data, lows, highs, most = [], [], [], 1
+    for entry in part.entries:
+        found = entry.best_of
+        if found is None or len(found.mean) < 2 or not np.isfinite([found.low, found.mean, found.high]).all():
+            continue
+        most = max(most, len(found.mean))
+        tries = [float(k + 1) for k in range(len(found.mean))]
+        data += shaded(looks[entry.name], tries, found.mean, found.low, found.high, "best of %{x}", alpha=10)
+        lows.append(float(found.low.min()))
+        highs.append(float(found.high.max()))
+    if not data:
+        return None
+    data.sort(key=lambda trace: "fill" not in trace)
+    layout = blank_layout()
+    every = max(1, round(most / 10))
+    layout["xaxis"] |= {"range": [1 - 0.02 * most, 1.02 * most], "tick0": 0 if every > 1 else 1, "dtick": every}
+    entitle(layout, "trials K")
+    layout["yaxis"] |= fitted_axis(min(lows), max(highs))
+    return {"data": data, "layout": layout}
+
+
+def profile(across: Across, looks: Mapping[str, Line]) -> Figure | None:
+    """The share of runs that reach the target within a multiple of the best optimizer's time, with bands."""
+    if not across.profiles:
+        return None
+    data = []
+    times = short_numbers(np.repeat(TAUS, 2)[1:])  # a share stays as it is until the next time: stairs, not slopes
+    for name, shares in across.profiles.items():
+        mean, low, high = (np.repeat(share, 2)[:-1] for share in shares)
+        data += shaded(looks[name], times, mean, low, high, "within %{x:.3g} times the best", alpha=12)
+    data.sort(key=lambda trace: "fill" not in trace)
+    layout = blank_layout()
+    ticks = [1, 1.5, 2, 3, 4]
+    layout["xaxis"] |= {
+        "type": "log",
+        "range": [math.log10(TAUS[0]) - 0.01, math.log10(TAUS[-1]) + 0.01],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}×" for tick in ticks],
+        "tickangle": 0,
+    }
+    entitle(layout, "gradient evaluations, of the best optimizer’s")
+    layout["yaxis"] |= {"range": [-0.03, 1.03], "tickformat": ".0%"}
+    return {"data": data, "layout": layout}
+
+
+# --- dots ---
+
+
+def final_losses(part: Part, looks: Mapping[str, Line]) -> Figure | None:
     """The final loss of every seed, its mean and interval: one row each."""
     data: list[Figure] = []
     values: list[float] = []
-    shown = [entry for entry in results.entries if entry.finished]
-    for entry in shown:
+    shown = [entry for entry in part.entries if entry.finished]
+    if not shown:
+        return None
+    for row, entry in enumerate(reversed(shown)):
         losses = [outcome.result["loss"] for outcome in entry.finished.values()]
         values += losses
         interval = entry.measure("loss")
         assert interval is not None  # some seed finished
-        low, high = interval.low or interval.mean, interval.high or interval.mean
+        low = interval.mean if interval.low is None else interval.low
+        high = interval.mean if interval.high is None else interval.high
+        token = f"@{entry.name}"
         data.append(
             {
                 "x": short_numbers(losses),
-                "y": [entry.label] * len(losses),
+                "y": [row] * len(losses),
                 "mode": "markers",
-                "marker": {"color": f"@{entry.name}/45", "size": 8},
+                "marker": {"color": f"{token}/45", "size": 8},
                 "hovertemplate": "seed %{customdata}: %{x:.3g}<extra></extra>",
                 "customdata": list(entry.finished),
                 "meta": entry.name,
@@ -143,22 +297,22 @@ def final_losses(results: Results) -> Figure:
         data.append(
             {
                 "x": [interval.mean],
-                "y": [entry.label],
+                "y": [row],
                 "mode": "markers",
                 "error_x": {
                     "type": "data",
                     "symmetric": False,
                     "array": [high - interval.mean],
                     "arrayminus": [interval.mean - low],
-                    "color": f"@{entry.name}",
+                    "color": token,
                     "thickness": 2.5,
                     "width": 7,
                 },
                 "marker": {
                     "symbol": "diamond" if entry.ours else "diamond-open",
-                    "color": f"@{entry.name}",
+                    "color": token,
                     "size": 11,
-                    "line": {"color": f"@{entry.name}", "width": 2},
+                    "line": {"color": token, "width": 2},
                 },
                 "hovertemplate": f"<b>{escaped(entry.label)}</b><br>{spread(interval)}<extra></extra>",
                 "meta": entry.name,
@@ -167,41 +321,49 @@ def final_losses(results: Results) -> Figure:
     layout = blank_layout()
     layout["margin"]["l"] = 8
     layout["yaxis"] |= {
-        "categoryorder": "array",
-        "categoryarray": [entry.label for entry in reversed(shown)],
+        "tickvals": list(range(len(shown))),
+        "ticktext": [escaped(entry.label) for entry in reversed(shown)],
         "range": [-0.6, len(shown) - 0.4],
         "showgrid": False,
         "automargin": True,
         "tickfont": {"size": 13, "color": "@text"},
         "fixedrange": True,
     }
-    layout["xaxis"] |= {"title": {"text": loss_name(results)}}
-    if values:
-        floor = get_task(results.race.task).floor
-        layout["xaxis"] |= fitted_axis(min([*values, floor] if floor else values), max(values), ratio_for_log=8)
-    _draw_floor(results, layout, along="y")
+    entitle(layout, part.loss_name)
+    floor = part.about["floor"]
+    layout["xaxis"] |= fitted_axis(min([*values, floor] if floor else values), max(values), ratio_for_log=8)
+    _draw_floor(part, layout, along="y")
     return {"data": data, "layout": layout}
 
 
-def sensitivity(results: Results, entry: Result) -> Figure:
-    """The score of every trial against its learning rate; lost ones are crosses on the upper edge."""
-    every = [score for e in results.entries for _, o in e.trials.values() if (score := o.score) is not None]
+def sensitivity(part: Part, entry: Result) -> Figure | None:
+    """The score of every trial against its learning rate; lost ones are crosses on the upper edge.
+
+    Shaded: where every trial was lost, and what an extension of the range opened.
+    """
+    rates = [rate for settings, _ in entry.trials.values() if (rate := _rate(settings)) is not None]
+    if not rates:
+        return None
+    every = [score for e in part.entries for _, o in e.trials.values() if (score := o.score) is not None]
     bottom, top = (min(every), max(every)) if every else (0.1, 10.0)
-    top = min(top, 300 * bottom)  # one trial that ends in the millions must not flatten all others
-    edge = top * (top / bottom) ** 0.12 if top > bottom else top * 1.5
+    top = min(top, 300 * bottom) if bottom > 0 else top  # one that ends in the millions must not flatten all others
+    edge = top * (top / bottom) ** EDGE_SHARE if top > bottom > 0 else top + 0.5 * abs(top) + 1e-12
     groups: dict[str, list[tuple[float, float, str]]] = {"finished": [], "above": [], "lost": [], "chosen": []}
     for trial, (settings, outcome) in entry.trials.items():
-        told = f"trial {trial}: {describe(settings)}"
+        rate = _rate(settings)
+        if rate is None:
+            continue
+        told = f"trial {trial}: {escaped(describe(settings))}"
         if outcome.score is None:
             where = f" at step {outcome.steps}" if outcome.steps else ""
             told += f"<br>{outcome.status}{where}: {escaped(outcome.reason)}"
-            groups["lost"].append((_rate(settings), edge, told))
+            groups["lost"].append((rate, edge, told))
             continue
-        told += f"<br>loss {number(outcome.score)}"
+        told += f"<br>{part.score_name} {number(outcome.score)}"
         kind = "above" if outcome.score > edge else "finished"
-        groups[kind].append((_rate(settings), min(outcome.score, edge), told))
-        if trial == entry.best_trial:
-            groups["chosen"].append((_rate(settings), outcome.score, told))
+        groups[kind].append((rate, min(outcome.score, edge), told))
+        if trial == entry.chosen_trial:
+            groups["chosen"].append((rate, min(outcome.score, edge), told))
     colour = f"@{entry.name}"
     looks: dict[str, Figure] = {
         "finished": {"symbol": "circle", "color": f"{colour}/70", "size": 8},
@@ -223,20 +385,66 @@ def sensitivity(results: Results, entry: Result) -> Figure:
         for kind, points in groups.items()
         if points
     ]
-    rates = [_rate(settings) for settings, _ in entry.trials.values()]
     layout = blank_layout()
     layout["margin"] = {"l": 44, "r": 12, "t": 14, "b": 40}
-    layout["xaxis"] |= {"title": {"text": "lr"}}
+    entitle(layout, "lr")
     layout["yaxis"] |= fitted_axis(bottom, edge, ratio_for_log=1)
-    if rates:
-        layout["xaxis"] |= fitted_axis(min(rates), max(rates), ratio_for_log=1, ticks=4)
+    declared, opened = _lr_range(entry, "ranges"), _lr_range(entry, "extended")
+    ends = [*rates, *(end for there in (declared, opened) if there for end in (there.low, there.high))]
+    layout["xaxis"] |= fitted_axis(min(ends), max(ends), ratio_for_log=1, ticks=4)
+    shades = [(low, high, "@warn/15") for low, high in lost_stretches(entry)]
+    if declared and opened:
+        shades += [(opened.low, declared.low, "@muted/14")] if opened.low < declared.low else []
+        shades += [(declared.high, opened.high, "@muted/14")] if opened.high > declared.high else []
+    layout["shapes"] = [
+        {
+            "type": "rect",
+            "layer": "below",
+            "xref": "x",
+            "yref": "paper",
+            "x0": low,
+            "x1": high,
+            "y0": 0,
+            "y1": 1,
+            "line": {"width": 0},
+            "fillcolor": colour,
+        }
+        for low, high, colour in shades
+    ]
     return {"data": data, "layout": layout}
 
 
+def lost_stretches(entry: Result) -> list[tuple[float, float]]:
+    """Where, in learning rates, every trial was lost: at least two neighbours, or all up to an end of the range.
+
+    A stretch goes half-way, in the logarithm, to the next trial that finished, or to the end of the range.
+    """
+    trials = sorted(
+        (rate, outcome.lost) for settings, outcome in entry.trials.values() if (rate := _rate(settings)) is not None
+    )
+    there = _lr_range(entry, "extended") or _lr_range(entry, "ranges")
+    found, start = [], 0
+    for i in range(len(trials) + 1):
+        if i < len(trials) and trials[i][1]:
+            continue
+        if i - start >= (1 if start == 0 or i == len(trials) else 2):
+            low = math.sqrt(trials[start - 1][0] * trials[start][0]) if start else trials[0][0]
+            high = math.sqrt(trials[i - 1][0] * trials[i][0]) if i < len(trials) else trials[-1][0]
+            if there:
+                low = low if start else min(low, there.low)
+                high = high if i < len(trials) else max(high, there.high)
+            found.append((low, high))
+        start = i + 1
+    return found
+
+
 def picture(results: Results) -> Figure:
-    """The learning curves with title and legend, to stand alone at 800 pixels on a light or a dark ground."""
-    held_out = get_task(results.race.task).held_out
-    figure = curves(results, "validation loss" if held_out else "train loss")
+    """The learning curves of the first part with title and legend, to stand alone at 800 pixels on any ground."""
+    part, looks = results.parts[0], lines(results)
+    measure = "validation loss" if part.held_out else "train loss"
+    figure = curves(part, looks, measure, targets=False)  # which need the page's words
+    if figure is None:
+        raise ValueError("no run of this race has finished on a confirming seed: there is nothing to draw")
     figure["layout"] |= {
         "showlegend": True,
         "legend": {"font": {"size": 15}, "x": 1.01, "y": 1, "bgcolor": "#00000000", "itemsizing": "trace"},
@@ -245,38 +453,39 @@ def picture(results: Results) -> Figure:
     }
     for axis in ("xaxis", "yaxis"):
         figure["layout"][axis]["tickfont"] = {"size": 14}
-    figure["layout"]["yaxis"]["title"] = {"text": "validation loss" if held_out else "training loss"}
-    names = {entry.label: i for i, entry in enumerate(results.entries)}
-    figure["data"].sort(key=lambda trace: ("name" in trace, names.get(trace.get("name", ""), 0)))
+    figure["layout"]["yaxis"]["title"] = {"text": "validation loss" if part.held_out else "training loss"}
+    order = {entry.name: i for i, entry in enumerate(part.entries)}
+    figure["data"].sort(key=lambda trace: ("name" in trace, order[trace["meta"]]))
     for trace in figure["data"]:
         if "name" in trace:
             trace["line"]["width"] = 3
-    return coloured(figure, palette(results, EITHER))
+    return coloured(figure, palette(looks, EITHER))
 
 
-def line(entry: Result) -> Figure:
-    """Ours are whole lines, the others broken."""
-    dash = "solid" if entry.ours else DASHES.get(entry.name, "longdash")
-    return {"color": f"@{entry.name}", "width": 2.5 if entry.ours else 2, "dash": dash}
+# --- words and numbers ---
 
 
-def loss_name(results: Results) -> str:
-    """What is called the result on this task."""
-    return "test loss" if get_task(results.race.task).held_out else "mean loss, last tenth"
-
-
-def describe(settings: dict[str, Setting]) -> str:
+def describe(settings: Mapping[str, Setting]) -> str:
     """Settings in a line, the learning rate first."""
     order = sorted(settings, key=lambda name: (name != "lr", name))
     values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
     return ", ".join(f"{name} {values[name]}" for name in order)
 
 
-def _rate(settings: dict[str, Setting]) -> float:
-    return float(settings["lr"])
+def _rate(settings: Mapping[str, Setting]) -> float | None:
+    """The learning rate, where it is a positive number: an axis of rates is logarithmic."""
+    rate = settings.get("lr")
+    return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 else None
+
+
+def _lr_range(entry: Result, which: str) -> Range | None:
+    plain = entry.about.get(which, {}).get("lr")
+    there = None if plain is None else dimension(plain)
+    return there if isinstance(there, Range) and there.scale != "one minus log" else None
 
 
 def short_numbers(values: Iterable[float]) -> list[float]:
+    """To five significant digits: no screen shows more, and a page of them stays small."""
     return [float(f"{value:.5g}") for value in values]
 
 
@@ -285,7 +494,16 @@ def escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("%{", "% {")
 
 
+# --- layouts ---
+
+
+def entitle(layout: Figure, x: str) -> None:
+    """Name the horizontal axis."""
+    layout["xaxis"]["title"] = {**layout["xaxis"]["title"], "text": x}
+
+
 def blank_layout() -> Figure:
+    """A layout in the page's manner."""
     axis = {
         "gridcolor": "@grid",
         "linecolor": "@grid",
@@ -328,22 +546,52 @@ def fitted_axis(low: float, high: float, *, ratio_for_log: float = 3, ticks: int
     }
 
 
-def _draw_floor(results: Results, layout: Figure, *, along: str) -> None:
+def _draw_targets(part: Part, layout: Figure) -> None:
+    """The target losses, thin and dotted, named beside the plot; those that lie close share a name."""
+    axis = layout["yaxis"]
+    log, (bottom, top) = axis["type"] == "log", axis["range"]
+    groups: list[list[tuple[float, str]]] = []
+    for level, loss in sorted(part.targets.items()):
+        if loss <= 0 and log:
+            continue
+        at = math.log10(loss) if log else loss
+        if not bottom <= at <= top:
+            continue
+        line = {"color": "@muted/55", "width": 1, "dash": "dot"}
+        _add_line(layout, {"x0": 0, "x1": 1, "y0": loss, "y1": loss, "xref": "paper", "yref": "y", "line": line})
+        if not groups or groups[-1][-1][0] - at > 0.045 * (top - bottom):
+            groups.append([])
+        groups[-1].append((at, f"{100 * level:.0f} %"))
+    for group in groups:
+        text = "<br>".join(name for _, name in group)
+        corner = {"x": 1, "y": (group[0][0] + group[-1][0]) / 2, "xref": "paper", "yref": "y"}
+        anchor = {"xanchor": "left", "yanchor": "middle", "xshift": 2, "showarrow": False}
+        note = {"text": text, "font": {"size": 11, "color": "@muted"}, **corner, **anchor}
+        layout.setdefault("annotations", []).append(note)
+        layout["margin"]["r"] = 46  # beside the plot, where no curve runs
+
+
+def _draw_floor(part: Part, layout: Figure, *, along: str) -> None:
     """The lowest loss in reach, where the task knows it."""
-    task = get_task(results.race.task)
-    if task.floor is None:
+    floor = part.about["floor"]
+    if floor is None:
         return
     across = "y" if along == "x" else "x"
-    where = {f"{across}0": task.floor, f"{across}1": task.floor, f"{along}0": 0, f"{along}1": 1}
+    where = {f"{across}0": floor, f"{across}1": floor, f"{along}0": 0, f"{along}1": 1}
     refs = {f"{along}ref": "paper", f"{across}ref": across}
-    layout["shapes"] = [{"type": "line", **where, **refs, "line": {"color": "@muted", "width": 1.5, "dash": "dot"}}]
-    at = math.log10(task.floor) if layout[f"{across}axis"].get("type") == "log" else task.floor
+    _add_line(layout, {**where, **refs, "line": {"color": "@muted", "width": 1.5, "dash": "dot"}})
+    log = layout[f"{across}axis"].get("type") == "log"
+    at = math.log10(floor) if log and floor > 0 else floor
     corner = {"x": 0.99, "y": at, "xanchor": "right", "yanchor": "bottom"}
     if along == "y":
         corner = {"x": at, "y": 0.01, "xanchor": "left", "yanchor": "bottom", "xshift": 5}
     text = {
-        "text": f"{task.floor_name}: {number(task.floor)}",
+        "text": f"{escaped(part.about.get('floor_name') or 'the lowest in reach')}: {number(floor)}",
         "showarrow": False,
         "font": {"size": 12, "color": "@muted"},
     }
-    layout["annotations"] = [{**corner, **refs, **text}]
+    layout.setdefault("annotations", []).append({**corner, **refs, **text})
+
+
+def _add_line(layout: Figure, line: Figure) -> None:
+    layout.setdefault("shapes", []).append({"type": "line", "layer": "below", **line})

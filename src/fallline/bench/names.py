@@ -15,6 +15,8 @@ def make(kind: str, name: str, paths: Mapping[str, str], base: type) -> Any:
         made = getattr(importlib.import_module(module_name), class_name)()
     except (ImportError, AttributeError) as error:
         raise ValueError(f"the {kind} {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a module of somebody's own, or its class, may raise
+        raise ValueError(f"the {kind} {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(made, base):
         public = f"{base.__module__.rpartition('.')[0]}.{base.__qualname__}"
         raise ValueError(f"{name!r} is no {kind}: it must be a subclass of {public}")
@@ -28,3 +30,11 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(choices)}."
     return ValueError(f"there is no {kind} {name!r}; {hint}")
+
+
+def needed(name: str, what: str, *, extra: str) -> Any:
+    """A package that only some need, imported; `ValueError` with what to install where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f'{what} needs {name}: pip install "fallline[{extra}]"') from None

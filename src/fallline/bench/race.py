@@ -4,32 +4,34 @@
 `concurrent.futures.Executor` will do; `local_pool` of `pool.py` makes the usual one.
 """
 
+import contextlib
 import dataclasses
 import itertools
-from collections import deque
+import platform
+from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from typing import Any, TypeVar
 
+from fallline.bench import design as decide
+from fallline.bench.checkpoint import Checkpoint, discard
 from fallline.bench.contenders import Contender, get_contender
-from fallline.bench.record import Entry, Race, Store, fingerprint, now, race_id, run_key
+from fallline.bench.design import Design
+from fallline.bench.identity import checksum, fingerprint, race_id, run_key
+from fallline.bench.record import Entry, Race, Store, now
 from fallline.bench.seeds import derive, generator, seed_torch
-from fallline.bench.spaces import Setting, trials
-from fallline.bench.tasks import get_task
-from fallline.bench.train import Outcome, Run, best_trial, step_with, train
+from fallline.bench.spaces import Range, Setting, as_plain, dimension, edge, extended, trials
+from fallline.bench.tasks import Task, get_task
+from fallline.bench.train import Gradients, Outcome, Run, train
+from fallline.bench.verdict import judge
 
 T = TypeVar("T")
 
+DEATHS = 3
+"""How often a run may take its worker along without having come any further, before it is given up as failed."""
 
-@dataclasses.dataclass(frozen=True)
-class Design:
-    """What is asked for. The same design on the same code is the same race."""
-
-    task: str
-    optimizers: tuple[str, ...]
-    trials: int = 20
-    seeds: int = 10
-    seed: int = 0
+CHECKPOINT_EVERY = 30.0
+"""Seconds of a run between two checkpoints; most runs are over before."""
 
 
 class RaceError(Exception):
@@ -38,24 +40,118 @@ class RaceError(Exception):
 
 @dataclasses.dataclass
 class Lane:
-    """How far one optimizer has come."""
+    """How far one optimizer has come on one task."""
 
+    task: Task
     contender: Contender
     plan: list[dict[str, Setting]]
     """The settings of its trials."""
 
     code: str
-    """The fingerprint of the code behind its runs."""
+    """The fingerprint of the code and the data behind its runs."""
 
+    design: Design
+    seeds_wanted: int = 0
     trials: dict[int, Outcome] = dataclasses.field(default_factory=dict)
+    reruns: dict[int, dict[int, Outcome]] = dataclasses.field(default_factory=dict)
+    """Of each finalist, by their numbers."""
+
     seeds: dict[int, Outcome] = dataclasses.field(default_factory=dict)
-    best: int | None = None
-    """The trial with the lowest score so far."""
+    defaults: dict[int, Outcome] = dataclasses.field(default_factory=dict)
+    extensions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Ranges, as plain values, that were opened beyond an edge."""
+
+    excuse: str = ""
+    """Why it has no track of shipped settings, if so."""
+
+    @property
+    def finalists(self) -> list[int]:
+        """The trials to rerun, best first; known when all trials are."""
+        return decide.finalists(self.trials, self.design.finalists)
+
+    @property
+    def chosen(self) -> int | None:
+        """The trial whose settings go on, as far as is known by now."""
+        reruns = {number: list(outcomes.values()) for number, outcomes in self.reruns.items()}
+        return decide.chosen(self.trials, reruns, self.design.finalists)
+
+    @property
+    def choice(self) -> list[Outcome]:
+        """The outcomes by which its settings were chosen."""
+        if self.chosen is None:
+            return []
+        return list(self.reruns.get(self.chosen, {}).values()) or [self.trials[self.chosen]]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether it has all trials."""
+        return len(self.trials) == len(self.plan)
+
+    @property
+    def rerun(self) -> bool:
+        """Whether the finalists have all reruns."""
+        wanted = len(self.finalists) * self.design.reruns_each
+        return self.tuned and sum(map(len, self.reruns.values())) == wanted
+
+    @property
+    def wanted(self) -> int:
+        """Runs in all, as far as can be known: an optimizer whose trials all fail goes no further."""
+        total = len(self.plan) + (self.design.seeds if self.has_defaults else 0)
+        if self.plan and not (self.tuned and self.chosen is None):
+            finalists = len(self.finalists) if self.tuned else min(self.design.finalists, len(self.plan))
+            total += finalists * self.design.reruns_each + self.seeds_wanted
+        return total
+
+    @property
+    def has_defaults(self) -> bool:
+        """Whether it runs with its shipped settings too."""
+        return "defaults" in self.design.tracks and not self.excuse
+
+    @property
+    def runs(self) -> int:
+        """Runs whose outcome is known."""
+        return len(self.trials) + sum(map(len, self.reruns.values())) + len(self.seeds) + len(self.defaults)
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """Of all runs so far."""
+        reruns = [outcome for some in self.reruns.values() for outcome in some.values()]
+        return [*self.trials.values(), *reruns, *self.seeds.values(), *self.defaults.values()]
+
+    def settings(self, entry: Entry) -> dict[str, Setting]:
+        """Of an entry's run."""
+        if entry.stage == "default":
+            return {}
+        number = self.chosen if entry.stage == "seed" else entry.number
+        assert number is not None  # seeds are queued only once settings are chosen
+        return self.plan[number]
 
     def settle(self, entry: Entry, outcome: Outcome) -> None:
         """Take in what came of a run."""
-        (self.trials if entry.stage == "trial" else self.seeds)[entry.number] = outcome
-        self.best = best_trial(self.trials)
+        if entry.stage == "choice":
+            self.reruns.setdefault(entry.number, {})[entry.repeat] = outcome
+        else:
+            {"trial": self.trials, "seed": self.seeds, "default": self.defaults}[entry.stage][entry.number] = outcome
+
+    def extend(self) -> None:
+        """Turn the trials kept back to what lies beyond the edges, where the best of the others lies at one."""
+        best = next(iter(decide.finalists(self.trials, 1)), None)
+        if best is None:
+            return
+        space = dict(self.contender.space)
+        for name, there in self.contender.space.items():
+            side = edge(there, self.plan[best][name])
+            if not isinstance(there, Range) or side is None or (wider := extended(there, side)) is None:
+                continue
+            low_side = wider.low != there.low
+            low, high = (wider.low, there.low) if low_side else (there.high, wider.high)
+            space[name] = Range(low, high, there.scale)
+            self.extensions[name] = as_plain(wider)
+        if self.extensions:
+            first = self.design.first_trials
+            search = derive(self.design.seed, "extension", self.contender.name)
+            beyond = trials(space, len(self.plan) - first, search)
+            self.plan[first:] = [{**self.contender.fixed, **point} for point in beyond]
 
 
 @dataclasses.dataclass
@@ -63,8 +159,12 @@ class Progress:
     """The state of the race, for whoever watches."""
 
     design: Design
-    lanes: dict[str, Lane]
-    left_out: dict[str, str]
+    lanes: dict[tuple[str, str], Lane]
+    """By task and optimizer."""
+
+    left_out: dict[str, dict[str, str]]
+    """By task: who does not take part, and why."""
+
     reused: int = 0
     """Runs that were in the records already."""
 
@@ -72,9 +172,8 @@ class Progress:
 
     @property
     def total(self) -> int:
-        """Runs in the race, as far as can be known: an optimizer whose trials all fail gets no seeds."""
-        lost = sum(len(lane.trials) == self.design.trials and lane.best is None for lane in self.lanes.values())
-        return len(self.lanes) * (self.design.trials + self.design.seeds) - lost * self.design.seeds
+        """Runs in the race, as far as can be known."""
+        return sum(lane.wanted for lane in self.lanes.values())
 
     @property
     def done(self) -> int:
@@ -83,159 +182,373 @@ class Progress:
 
 
 Watch = Callable[[Progress], None]
+Heard = Callable[[Race, Entry, Run, Outcome], None]
 
 
-def race(design: Design, store: Store, executor: Executor, *, ahead: int, about: dict[str, Any], watch: Watch) -> Race:
+def race(
+    design: Design,
+    store: Store,
+    executor: Executor,
+    *,
+    ahead: int,
+    about: dict[str, Any],
+    watch: Watch,
+    heard: Heard = lambda *_: None,
+    checkpoint_every: float = CHECKPOINT_EVERY,
+) -> Race:
     """Run what the records do not hold, and return the race as written down.
 
     Args:
         design: what is asked for.
-        store: the records, written by this process alone.
+        store: the records.
         executor: where the runs run.
         ahead: runs to hand to the executor at a time; more than it has workers, so that none waits.
         about: what to remember with the race, for its report: command, machine.
         watch: called with the progress, after each run at least.
+        heard: told of each run that was run, and not of those found in the records.
+        checkpoint_every: seconds of a run between two checkpoints.
 
     Raises:
-        RaceError: an optimizer cannot run on this task at all, or a worker died.
+        RaceError: an optimizer cannot run on a task at all, or workers die whatever they run.
         KeyboardInterrupt: passed on, when what has finished is written down.
     """
     progress = line_up(design)
     written = write_down(design, store, progress, about)
-    queue = deque(
-        Entry(name, "trial", number) for number, name in itertools.product(range(design.trials), progress.lanes)
-    )
+    folder = store.path.resolve().parent / "checkpoints"  # workers may be at home elsewhere
+    shipped = [place for place, lane in progress.lanes.items() if lane.has_defaults]
+    tuned = [place for place, lane in progress.lanes.items() if lane.plan]
+    queue = deque(Entry(*place, "default", number) for number in range(design.seeds) for place in shipped)
+    queue.extend(Entry(*place, "trial", number) for number in range(design.first_trials) for place in tuned)
 
     def plan(entry: Entry) -> tuple[Run, str]:
-        lane = progress.lanes[entry.optimizer]
+        lane = progress.lanes[entry.task, entry.optimizer]
         run = plan_run(design, entry, lane)
         return run, run_key(run, lane.code)
 
     def settle(entry: Entry, run: Run, key: str, outcome: Outcome, known: bool) -> None:
         progress.reused += known
         progress.ran += not known
-        lane = progress.lanes[entry.optimizer]
+        lane = progress.lanes[entry.task, entry.optimizer]
         store.enter(written.id, entry, key)
         lane.settle(entry, outcome)
-        if entry.stage == "trial" and len(lane.trials) == design.trials and lane.best is not None:
-            queue.extend(Entry(entry.optimizer, "seed", number) for number in range(design.seeds))
+        if not known:
+            heard(written, entry, run, outcome)
+        if following := follow(lane, entry):
+            withdraw(store, written.id, lane, following[0])
+            queue.extend(following)
+        if lane.extensions and entry.stage == "trial":
+            write_down(design, store, progress, about)  # so that its report knows of them
+        if entry.stage == "seed" and design.until_decided:
+            queue.extend(undecided(progress, entry.task))
 
-    work_off(
-        queue, plan, lambda run: executor.submit(attempt, run), store, settle, lambda: watch(progress), ahead=ahead
-    )
+    def submit(run: Run, key: str) -> Future[Outcome]:
+        lane = progress.lanes[run.task, run.optimizer]
+        return executor.submit(attempt, run, lane.code, Checkpoint(folder / f"{key}.pt", checkpoint_every))
+
+    def stored(key: str) -> None:
+        for leftover in folder.glob(f"{key}*"):
+            leftover.unlink(missing_ok=True)
+
+    def reached(key: str) -> int | None:
+        with contextlib.suppress(OSError):
+            return (folder / f"{key}.pt").stat().st_mtime_ns
+        return None
+
+    for key in {leftover.name.partition(".")[0] for leftover in folder.glob("*.pt*")}:
+        if store.find(key):  # a coordinator was killed before it had cleared up
+            stored(key)
+    work_off(queue, plan, submit, store, settle, lambda: watch(progress), ahead=ahead, stored=stored, reached=reached)
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # unless something is in it
     return written
+
+
+def withdraw(store: Store, race_id: str, lane: Lane, first: Entry) -> None:
+    """Take back entries of a stage, about to begin, that stem from a choice which this race no longer makes.
+
+    A run that failed is tried again when the race goes on; if it does well then, other settings may be chosen.
+    """
+    for entry, key in store.entered(race_id, first.task, first.optimizer, first.stage):
+        stale = entry.stage == "choice" and entry.number not in lane.finalists
+        if stale or run_key(plan_run(lane.design, entry, lane), lane.code) != key:
+            store.withdraw(race_id, entry)
+
+
+def follow(lane: Lane, entry: Entry) -> list[Entry]:
+    """What a lane runs next, once a run of it has come in."""
+    design, task, name = lane.design, entry.task, entry.optimizer
+    if entry.stage == "trial" and not lane.tuned and len(lane.trials) == design.first_trials:
+        lane.extend()
+        return [Entry(task, name, "trial", number) for number in range(design.first_trials, design.trials)]
+    if entry.stage == "trial" and lane.tuned and design.reruns_each:
+        numbers = itertools.product(lane.finalists, range(design.reruns_each))
+        return [Entry(task, name, "choice", number, repeat) for number, repeat in numbers]
+    if entry.stage in ("trial", "choice") and lane.rerun and lane.chosen is not None:
+        return [Entry(task, name, "seed", number) for number in range(lane.seeds_wanted)]
+    return []
+
+
+def undecided(progress: Progress, task: str) -> list[Entry]:
+    """More seeds for those whom a task's seeds have not told from the baseline, and for the baseline."""
+    design = progress.design
+    lanes = {name: lane for (where, name), lane in progress.lanes.items() if where == task and lane.chosen is not None}
+    if any(not lane.rerun or len(lane.seeds) < lane.seeds_wanted for lane in lanes.values()):
+        return []
+    candidates = [(name, lane.contender.ours, lane.choice) for name, lane in lanes.items()]
+    against = decide.baseline(design.baseline, candidates)
+    at = max((lane.seeds_wanted for lane in lanes.values()), default=0)
+    further = next((look for look in design.looks if look > at), None)
+    if against is None or further is None:
+        return []
+    losses = {
+        name: {number: outcome.result.get("loss") for number, outcome in lane.seeds.items()}
+        for name, lane in lanes.items()
+    }
+    confirmed = [list(lane.seeds.values()) for lane in lanes.values()]
+    on = lanes[against].task
+    initial = decide.initial_loss(itertools.chain(*confirmed), on.held_out)
+    band = decide.equivalence(on.equivalence, initial, decide.best_loss(confirmed))
+    verdicts = judge(decide.pairs(losses, against), band, looks=len(design.looks))
+    open_ones = [
+        name
+        for name, verdict in verdicts.items()
+        if verdict.word in ("no evidence", "too few seeds") and lanes[name].seeds_wanted == at
+    ]
+    more = []
+    for name in [against, *open_ones] if open_ones else []:
+        more += [Entry(task, name, "seed", number) for number in range(lanes[name].seeds_wanted, further)]
+        lanes[name].seeds_wanted = further
+    return more
 
 
 def work_off(
     queue: deque[T],
     plan: Callable[[T], tuple[Run, str]],
-    submit: Callable[[Run], Future[Outcome]],
+    submit: Callable[[Run, str], Future[Outcome]],
     store: Store,
     settle: Callable[[T, Run, str, Outcome, bool], None],
     tick: Callable[[], None],
     *,
     ahead: int,
+    stored: Callable[[str], None] = lambda key: None,
+    reached: Callable[[str], Any] = lambda key: None,
 ) -> None:
     """Run all that a queue holds and that the records do not; what has run once is never run again.
+
+    When a pool breaks, nobody knows which of the runs in hand killed its worker: each of them runs again, alone. One
+    that dies alone several times and comes no further is given up, as failed. So is one of which the executor itself
+    says several times that it could not be run; such a one needs not be alone.
 
     Args:
         queue: what to do; `settle` may add to it.
         plan: the run that an item asks for, and its key.
-        submit: hands a run to a worker.
-        store: the records, written by this process alone.
+        submit: hands a run, and its key, to a worker.
+        store: the records.
         settle: is told what came of an item, and whether the records knew it.
         tick: called after each run at least.
         ahead: runs to hand out at a time.
+        stored: told the key of a run that is written down.
+        reached: how far the run of a key has come, if that can be told.
 
     Raises:
-        RaceError: a worker died.
+        RaceError: run after run dies with its worker, or a worker raised it.
         KeyboardInterrupt: passed on, when what has finished is written down.
     """
     pending: dict[Future[Outcome], tuple[T, Run, str]] = {}
+    suspects: deque[tuple[T, Run, str]] = deque()
+    alone = False
+    """Whether what is in hand is a suspect."""
+
+    deaths: Counter[str] = Counter()
+    last_seen: dict[str, Any] = {}
+    given_up = 0
+
+    def finish(item: T, run: Run, key: str, outcome: Outcome) -> None:
+        outcome = store.add(key, run, outcome)
+        stored(key)
+        settle(item, run, key, outcome, False)
 
     def collect(futures: set[Future[Outcome]]) -> None:
+        nonlocal given_up
         for future in futures:
-            item, run, key = pending.pop(future)
-            store.add(key, run, future.result())
-            settle(item, run, key, future.result(), False)
+            work = pending.pop(future)
+            key = work[2]
+            error = CancelledError("lost") if future.cancelled() else future.exception()
+            if error is None:
+                finish(*work, future.result())
+                given_up = 0
+                continue
+            if isinstance(error, RaceError):
+                raise error
+            blamed = not isinstance(error, BrokenExecutor | CancelledError)
+            if alone or blamed:
+                further = reached(key) != last_seen.get(key)
+                deaths[key], last_seen[key] = 1 if further else deaths[key] + 1, reached(key)
+            if deaths[key] < DEATHS:
+                if blamed:
+                    queue.append(work[0])
+                else:
+                    suspects.append(work)
+                continue
+            given_up += 1
+            told = str(error) or type(error).__name__
+            if given_up == DEATHS:
+                raise RaceError(
+                    "worker processes die one after another, perhaps for want of memory. What had finished is kept; "
+                    f"the same command goes on from there, with --jobs 1 if need be ({told})"
+                ) from error
+            why = "no worker could run it" if blamed else f"its worker process died {DEATHS} times"
+            finish(*work, Outcome("failed", steps=0, reason=f"{why}: {told}"))
+
+    def hand_out(item: T, run: Run, key: str) -> None:
+        pending[submit(run, key)] = item, run, key
+
+    def fill() -> None:
+        while queue and len(pending) < ahead:
+            item = queue.popleft()
+            run, key = plan(item)
+            if known := store.find(key):
+                settle(item, run, key, known, True)
+            elif any(key == other for _, _, other in pending.values()):
+                queue.append(item)  # one run in two places; soon it will be known
+                return
+            else:
+                hand_out(item, run, key)
 
     try:
-        while queue or pending:
-            while queue and len(pending) < ahead:
-                item = queue.popleft()
-                run, key = plan(item)
-                if known := store.find(key):
-                    settle(item, run, key, known, True)
-                else:
-                    pending[submit(run)] = item, run, key
+        while queue or pending or suspects:
+            if not pending:
+                alone = bool(suspects)
+                if alone:
+                    hand_out(*suspects.popleft())
+            if not suspects and not alone:
+                fill()
             tick()
             if pending:
                 collect(wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done)
-    except BrokenExecutor as error:
-        raise RaceError(
-            "a worker process died, perhaps for want of memory. What had finished is kept; "
-            "the same command goes on from there, with --jobs 1 if need be"
-        ) from error
     finally:
-        collect({future for future in pending if future.done() and not future.cancelled() and not future.exception()})
+        for future, work in pending.items():
+            if future.done() and not future.cancelled() and not future.exception():
+                finish(*work, future.result())
     tick()
 
 
 def line_up(design: Design) -> Progress:
     """Make the lanes, after one rehearsed step of each optimizer: what cannot run says so before the race."""
-    task = get_task(design.task)
     progress = Progress(design, {}, {})
-    for name in design.optimizers:
+    for where, name in itertools.product(design.tasks, design.optimizers):
+        task = get_task(where)
         contender = get_contender(name).on(task)
+        changes = design.spaces.get(name, design.spaces.get(contender.name, {}))
+        contender = contender.searching({setting: dimension(value) for setting, value in changes.items()})
         seed_torch(0, "rehearsal")
-        model = task.model()
-        if excuse := contender.excuse(model):
-            progress.left_out[name] = excuse
+        if excuse := contender.excuse(task.model()):
+            progress.left_out.setdefault(where, {})[name] = excuse
             continue
-        plan = [
-            {**contender.fixed, **point}
-            for point in trials(contender.space, design.trials, derive(design.seed, "search", name))
-        ]
+        points = trials(contender.space, design.trials, derive(design.seed, "search", name))
+        plan = [{**contender.fixed, **point} for point in points] if "tuned" in design.tracks else []
+        lane = Lane(task, contender, plan, "", design, seeds_wanted=design.seeds if plan else 0)
         try:
-            optimizer = contender.make(model.parameters(), plan[0], task.horizon)
-            losses = task.losses(model, next(task.batches(generator(0, "rehearsal"))))
-            losses.mean().backward()
-            step_with(optimizer, losses.detach())
+            lane.code = rehearse(task, contender, plan[0] if plan else {})
         except Exception as error:
-            raise RaceError(f"{name} cannot run on {design.task}: {type(error).__name__}: {error}") from error
-        progress.lanes[name] = Lane(contender, plan, fingerprint(task, optimizer, contender.make))
-    if not progress.lanes:
-        raise RaceError("nobody is left to race: " + "; ".join(progress.left_out.values()))
+            raise RaceError(f"{name} cannot run on {where}: {type(error).__name__}: {error}") from error
+        if "defaults" in design.tracks and plan:
+            try:
+                rehearse(task, contender, {})
+            except Exception as error:
+                lane.excuse = f"{contender.label} has no settings of its own to run with ({error})"
+        progress.lanes[where, name] = lane
+    for where in design.tasks:
+        if not any(task == where for task, _ in progress.lanes):
+            raise RaceError(f"nobody is left to race on {where}: " + "; ".join(progress.left_out[where].values()))
+    seeds = [derive(design.seed, stage, n) for stage in decide.STAGES[1:] for n in range(max(design.looks))]
+    assert len(set(seeds)) == len(seeds)  # two runs of one seed would count twice
     return progress
+
+
+def rehearse(task: Task, contender: Contender, settings: dict[str, Setting]) -> str:
+    """Take one step, and return the fingerprint of what took part."""
+    seed_torch(0, "rehearsal")
+    model = task.model()
+    optimizer = contender.make(model.parameters(), settings, task.horizon)
+    Gradients(task, model, optimizer).step(next(task.batches(generator(0, "rehearsal"))))
+    return fingerprint(task, optimizer, contender.make, rundown(contender))
+
+
+def rundown(contender: Contender) -> tuple[Any, ...]:
+    """What makes its schedule, of an entry that is not hashed as a whole."""
+    return contender.schedule, contender.drops, contender.rates
+
+
+_codes: dict[tuple[Task, str], str] = {}
+
+
+def code_behind(run: Run) -> str:
+    """The fingerprint of a run here and now; worked out once, unless its task's file changes."""
+    task = get_task(run.task)
+    if (task, run.optimizer) not in _codes:
+        contender = get_contender(run.optimizer).on(task)
+        optimizer = contender.make(task.model().parameters(), run.settings, task.horizon)
+        _codes[task, run.optimizer] = fingerprint(task, optimizer, contender.make, rundown(contender))
+    return _codes[task, run.optimizer]
 
 
 def write_down(design: Design, store: Store, progress: Progress, about: dict[str, Any]) -> Race:
     """Enter the race in the records."""
-    lanes = progress.lanes
+    asked = dataclasses.asdict(design)
+    codes = {" ".join(place): lane.code for place, lane in progress.lanes.items()}
+    entered = {" ".join(place): lane.contender.describe() for place, lane in progress.lanes.items()}
     setting = {
         **about,
         "left_out": progress.left_out,
-        "contenders": {name: lane.contender.describe() for name, lane in lanes.items()},
+        "tasks": {name: get_task(name).describe() for name in design.tasks},
+        "contenders": {
+            where: {
+                name: {**lane.contender.describe(), "extended": lane.extensions, "excuse": lane.excuse}
+                for (task, name), lane in progress.lanes.items()
+                if task == where
+            }
+            for where in design.tasks
+        },
     }
-    asked = dataclasses.asdict(design)
-    written = Race(
-        race_id(asked, {name: lane.code for name, lane in lanes.items()}), design.task, asked, setting, now()
-    )
+    written = Race(race_id(asked, codes, entered), asked, setting, now())
     store.open_race(written)
     return written
 
 
 def plan_run(design: Design, entry: Entry, lane: Lane) -> Run:
     """The run of an entry. Its seed does not depend on the optimizer: that makes pairs."""
-    number = entry.number if entry.stage == "trial" else lane.best
-    assert number is not None  # seeds are queued only once a trial is chosen
-    seed = derive(design.seed, entry.stage, entry.number)
-    return Run(design.task, entry.optimizer, lane.plan[number], seed, test=entry.stage == "seed")
+    confirming = entry.stage in ("seed", "default")
+    number = entry.repeat if entry.stage == "choice" else entry.number
+    seed = derive(design.seed, "seed" if confirming else entry.stage, number)
+    return Run(entry.task, entry.optimizer, lane.settings(entry), seed, test=confirming, device=design.device)
 
 
-def attempt(run: Run) -> Outcome:
-    """Train; whatever an optimizer may raise is its result, and the race goes on."""
+def attempt(run: Run, code: str, checkpoint: Checkpoint | None = None) -> Outcome:
+    """Train, on a worker; whatever an optimizer may raise is its result, and the race goes on.
+
+    Raises:
+        RaceError: this worker has not the code and the data of which the coordinator made the run's key. Files may have
+            been edited since, and another machine may lack them.
+    """
+    where = f"a worker on {platform.node() or 'some machine'}"
     try:
-        return train(run)
+        task = get_task(run.task)
+        get_contender(run.optimizer)
+        checksum(task)
     except Exception as error:
+        raise RaceError(f"{where} cannot run {run.optimizer} on {run.task}: {error}") from error
+    try:
+        if code_behind(run) != code:
+            raise RaceError(
+                f"{where} has other code or data for {run.optimizer} on {run.task} than this race began with. What had "
+                "finished is kept; the same command begins anew what has changed"
+            )
+        outcome = train(run, checkpoint)
+    except RaceError:
+        raise
+    except (Exception, SystemExit) as error:
         return Outcome("failed", steps=0, reason=f"{type(error).__name__}: {error}")
+    if checkpoint:
+        discard(checkpoint)  # the coordinator may not see this machine's disk
+    return outcome

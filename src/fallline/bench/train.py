@@ -1,5 +1,8 @@
 """The training loop, from the seed to the result. Everything a run does is in `train`, top to bottom."""
 
+import bisect
+import dataclasses
+import inspect
 import math
 import time
 from collections.abc import Mapping
@@ -10,24 +13,26 @@ import torch
 from torch import Tensor, nn
 
 import fallline
-from fallline.bench.contenders import AnyOptimizer, get_contender
+from fallline.bench.checkpoint import Checkpoint, Unsaved, discard, load, restore, save
+from fallline.bench.contenders import DROPS, AnyOptimizer, Drops, get_contender
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
-from fallline.bench.tasks import Schedule, Split, Task, get_task
+from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
 
 WARM_UP = 0.05
-"""Share of the horizon over which the common schedule rises."""
+"""Share of the horizon over which the common schedules rise."""
 
 RUNAWAY = 1e3
 """A training loss this many times the first one is called divergence, even while it is still a number."""
 
 Curve = dict[str, list[float | None]]
-"""`step`, `train loss` (mean since the last point), `validation loss`, ...: one number a measurement."""
+"""`step`, `gradient evaluations`, `train loss` (mean since the last point), `validation loss`, ...: one number a
+measurement."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What identifies a run, apart from the code: enough to repeat it."""
+    """What identifies a run, apart from code and data: enough to repeat it."""
 
     task: str
     optimizer: str
@@ -35,6 +40,8 @@ class Run:
     seed: int
     test: bool = False
     """Whether the test set is looked at, once, at the end: in confirmed runs only."""
+
+    device: str = "cpu"
 
 
 @dataclass
@@ -52,11 +59,14 @@ class Outcome:
     """Measured once at the end: `loss` (and `accuracy`) on the test set."""
 
     curve: Curve = field(default_factory=dict)
+    times: dict[str, list[float]] = field(default_factory=dict)
+    """`cpu seconds` and `wall seconds` of training, at the points of the curve."""
 
     gradient_evaluations: int = 0
     cpu_seconds: float = 0.0
-    """Of training; the clock stands still during evaluation."""
+    """Of training; the clock stands still during evaluation and while a checkpoint is written."""
 
+    wall_seconds: float = 0.0
     state_bytes: int = 0
     """The optimizer's tensors, parameters apart."""
 
@@ -66,86 +76,99 @@ class Outcome:
         return self.status != "finished"
 
 
-def best_trial(trials: Mapping[int, Outcome]) -> int | None:
-    """The number of the trial with the lowest score; None if none has finished.
-
-    Of equals it is the earliest, so that the choice does not depend on who came first.
-    """
-    scores = {number: outcome.score for number, outcome in trials.items() if outcome.score is not None}
-    return min(scores, key=lambda number: (scores[number], number), default=None)
-
-
-def train(run: Run) -> Outcome:
-    """Train once."""
+def train(run: Run, checkpoint: Checkpoint | None = None) -> Outcome:
+    """Train once; with a checkpoint that is there, go on from it, to the very same numbers."""
     # Settings
     task = get_task(run.task)
     contender = get_contender(run.optimizer).on(task)
-    steps = task.steps
-    measure_at = {round(steps * i / task.evaluations) for i in range(task.evaluations + 1)}
+    horizon = task.steps
+    grid = sorted({max(1, round(horizon * i / task.evaluations)) for i in range(1, task.evaluations + 1)})
 
     # Data, model, optimizer: each draws from its own stream of the run's seed
     batches = task.batches(generator(run.seed, "order"))
     seed_torch(run.seed, "init")
-    model = task.model()
-    seed_torch(run.seed, "noise")
+    model = task.model().to(run.device)
+    seed_torch(run.seed, "optimizer")
     optimizer = contender.make(model.parameters(), run.settings, task.horizon)
-    rates = [(group, name, group[name]) for group in optimizer.param_groups for name in contender.rates]
+    seed_torch(run.seed, "dropout")
+    rates = [
+        (i, name, group[name])
+        for i, group in enumerate(optimizer.param_groups)
+        for name in contender.rates
+        if name in group
+    ]
 
-    # Loop
+    # Loop: the horizon is counted in gradient evaluations, so that a step which takes several pays for them
+    gradients = Gradients(task, model, optimizer)
     outcome = Outcome("finished", steps=0)
-    train_losses = torch.zeros(steps)
-    measured = 0
-    record(outcome.curve, 0, evaluate(task, model, optimizer, "validation"))
-    clock = time.process_time()
-    for step in range(1, steps + 1):
-        for group, name, rate in rates:
-            group[name] = rate * lr_factor(contender.schedule, step, steps)
+    train_losses = torch.zeros(horizon, device=run.device)
+    unsaved = Unsaved(optimizer, model)
+    if checkpoint and (saved := load(checkpoint, dataclasses.asdict(run))):
+        outcome = Outcome(**saved["outcome"])
+        if not restore(saved, model, optimizer, batches, drawn=outcome.steps):
+            return train(run, discard(checkpoint))
+        gradients.count = outcome.gradient_evaluations
+        train_losses[: outcome.steps] = saved["train_losses"]
+    else:
+        record(outcome, evaluate(task, model, optimizer, "validation"))
+    step = measured = outcome.steps
+    clock = Clock(outcome, run.device)
+    while gradients.count < horizon:
+        for i, name, rate in rates:
+            optimizer.param_groups[i][name] = rate * lr_factor(
+                contender.schedule, gradients.count + 1, horizon, contender.drops
+            )
+        train_losses[step] = gradients.step(to_device(next(batches), run.device))
+        step += 1
 
-        losses = task.losses(model, next(batches))
-        optimizer.zero_grad()
-        losses.mean().backward()
-        outcome.gradient_evaluations += 1
-        losses = losses.detach()
-        step_with(optimizer, losses)
-        train_losses[step - 1] = losses.mean()
-
-        if step in measure_at:  # only here does the loop read a value: on an accelerator it would wait for it
-            outcome.cpu_seconds += time.process_time() - clock
-            outcome.steps = step
-            since = train_losses[measured:step].mean().item()
+        passed = bisect.bisect_right(grid, gradients.count)
+        if passed >= len(outcome.curve["step"]):  # only here does the loop read a value: an accelerator would wait
+            clock.stop()
+            outcome.steps, outcome.gradient_evaluations = step, gradients.count
+            measures = {"train loss": train_losses[measured:step].mean().item()}
+            measures |= evaluate(task, model, optimizer, "validation")
             measured = step
-            measures = {"train loss": since, **evaluate(task, model, optimizer, "validation")}
-            record(outcome.curve, step, measures)
+            while len(outcome.curve["step"]) <= passed:  # several points at once, if a step took many evaluations
+                record(outcome, measures)
             if trouble := divergence(train_losses[:step], measures):
                 outcome.status, (outcome.steps, outcome.reason) = "diverged", trouble
                 return outcome
-            clock = time.process_time()
+            if checkpoint and gradients.count < horizon and clock.due(checkpoint.every) and not unsaved.changed():
+                so_far = train_losses[:step].clone()  # a view would take the whole horizon along
+                plain = {"run": dataclasses.asdict(run), "outcome": dataclasses.asdict(outcome)}
+                save(checkpoint, model, optimizer, **plain, train_losses=so_far)
+            clock.start()
 
     # Result
     outcome.state_bytes = state_bytes(optimizer)
-    tail = {"loss": train_losses[-(steps // 10) :].mean().item()}
+    tail = {"loss": train_losses[step - max(1, step // 10) : step].mean().item()}
     outcome.score = outcome.curve["validation loss"][-1] if task.held_out else tail["loss"]
     if run.test:
-        outcome.result = evaluate(task, model, optimizer, "test") if task.held_out else tail
+        measures = evaluate(task, model, optimizer, "test") if task.held_out else tail
+        outcome.result = {name: value for name, value in measures.items() if math.isfinite(value)}
+        if "loss" not in outcome.result:
+            return dataclasses.replace(
+                outcome, status="diverged", reason="the test loss is not finite", score=None, result={}
+            )
     return outcome
 
 
-def lr_factor(schedule: Schedule, step: int, steps: int) -> float:
-    """What multiplies the learning rate at `step` = 1 ... `steps`: linear warm-up, then a cosine to just over 0."""
+def lr_factor(schedule: Schedule, step: int, steps: int, drops: Drops = DROPS) -> float:
+    """What multiplies the learning rate at `step` = 1 ... `steps`.
+
+    `cosine` and `linear`: a linear warm-up, then down to just over 0. `step`: a factor at each of the drops, and from
+    the start at the full rate. `constant`: 1.
+    """
     if schedule == "constant":
         return 1.0
+    if schedule == "step":
+        factor, shares = drops
+        return float(factor ** sum(step > round(share * steps) for share in shares))
     warm_up = max(1, round(WARM_UP * steps))
     if step <= warm_up:
         return step / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up + 1)))
-
-
-def step_with(optimizer: AnyOptimizer, losses: Tensor) -> None:
-    """One step; ours are told the losses, shape (examples,), which some of them filter."""
-    if isinstance(optimizer, fallline.Optimizer):
-        optimizer.step(loss=losses)
-    else:
-        optimizer.step()
+    gone = (step - warm_up) / (steps - warm_up + 1)
+    return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
 
 
 @torch.no_grad()
@@ -160,17 +183,20 @@ def evaluate(task: Task, model: nn.Module, optimizer: AnyOptimizer, split: Split
     switches = all(callable(getattr(optimizer, mode, None)) for mode in ("eval", "train"))
     if switches:
         optimizer.eval()  # type: ignore[union-attr]
-    measures = task.evaluate(model, split)
+    measures = {name: float(value) for name, value in task.evaluate(model, split).items()}
     if switches:
         optimizer.train()  # type: ignore[union-attr]
     model.train()
     return measures if split == "test" else {f"validation {name}": value for name, value in measures.items()}
 
 
-def record(curve: Curve, step: int, measures: Mapping[str, float]) -> None:
+def record(outcome: Outcome, measures: Mapping[str, float]) -> None:
     """Add a point to the curve; what is not a finite number is None, as JSON has no other word for it."""
-    for name, value in {"step": float(step), "train loss": math.nan, **measures}.items():
-        curve.setdefault(name, []).append(value if math.isfinite(value) else None)
+    counts = {"step": float(outcome.steps), "gradient evaluations": float(outcome.gradient_evaluations)}
+    for name, value in {**counts, "train loss": math.nan, **measures}.items():
+        outcome.curve.setdefault(name, []).append(value if math.isfinite(value) else None)
+    for name, value in {"cpu seconds": outcome.cpu_seconds, "wall seconds": outcome.wall_seconds}.items():
+        outcome.times.setdefault(name, []).append(round(value, 6))
 
 
 def divergence(train_losses: Tensor, measures: Mapping[str, float]) -> tuple[int, str] | None:
@@ -196,3 +222,81 @@ def state_bytes(optimizer: AnyOptimizer) -> int:
     shared = [value for group in optimizer.param_groups for name, value in group.items() if name != "params"]
     tensors = {id(value): value for value in per_parameter + shared if isinstance(value, Tensor)}
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+class Gradients:
+    """Losses and gradients of one batch after another, counted, and the steps made from them."""
+
+    def __init__(self, task: Task, model: nn.Module, optimizer: AnyOptimizer) -> None:
+        self.task, self.model, self.optimizer = task, model, optimizer
+        self.count = 0
+        """Gradient evaluations so far."""
+
+        step = inspect.signature(optimizer.step).parameters
+        self.needs_closure = "closure" in step and step["closure"].default is inspect.Parameter.empty
+
+    def step(self, batch: Batch) -> Tensor:
+        """One optimizer step on a batch; returns the mean loss before it, a 0-D tensor.
+
+        Ours are told the losses of the examples, which some of them filter. An optimizer whose `step` demands a closure
+        (`torch.optim.LBFGS`) evaluates as often as it likes.
+        """
+        first: list[Tensor] = []
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            losses = self.task.losses(self.model, batch).reshape(-1)
+            loss = losses.mean()
+            loss.backward()
+            self.count += 1
+            first.append(losses.detach())
+            return loss.detach()
+
+        if self.needs_closure:
+            self.optimizer.step(closure)  # type: ignore[call-arg, arg-type]
+            return first[0].mean()
+        loss = closure()
+        if isinstance(self.optimizer, fallline.Optimizer):
+            self.optimizer.step(loss=first[0])
+        else:
+            self.optimizer.step()
+        return loss
+
+
+class Clock:
+    """Adds the time of training to an outcome: this process's CPU seconds, and wall seconds."""
+
+    def __init__(self, outcome: Outcome, device: str) -> None:
+        self.outcome, self.device = outcome, device
+        self.saved = time.monotonic()
+        self.start()
+
+    def start(self) -> None:
+        """Let it run."""
+        self.cpu, self.wall = time.process_time(), time.perf_counter()
+
+    def stop(self) -> None:
+        """Let it stand."""
+        if self.device != "cpu":
+            torch.accelerator.synchronize()
+        self.outcome.cpu_seconds += time.process_time() - self.cpu
+        self.outcome.wall_seconds += time.perf_counter() - self.wall
+
+    def due(self, every: float) -> bool:
+        """Whether that many seconds have passed since it last was so, or since the start."""
+        now = time.monotonic()
+        if now - self.saved < every:
+            return False
+        self.saved = now
+        return True
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """A batch with its tensors on a device, through tuples, lists and dictionaries."""
+    if device == "cpu":
+        return batch
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch

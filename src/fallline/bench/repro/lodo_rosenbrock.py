@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fallline import LODO
+from fallline.bench.design import finalists
 from fallline.bench.display import number, spread
 from fallline.bench.figures import COLOURS, Figure, describe
 from fallline.bench.repro._experiment import Design, Done, Experiment, Record, Stages
@@ -23,7 +24,7 @@ from fallline.bench.repro.page import Line, Page, Plot, Row, Section, Table, lay
 from fallline.bench.seeds import derive, generator
 from fallline.bench.spaces import Range, Setting, Space, trials
 from fallline.bench.stats import Interval, interval
-from fallline.bench.train import Outcome, Run, best_trial
+from fallline.bench.train import Outcome, Run
 
 START = (-0.5, 2.0)
 MINIMUM = (1.0, 1.0)
@@ -138,7 +139,7 @@ class LodoRosenbrock(Experiment):
             searches[run.optimizer, run.seed].append((run, outcome))
         chosen = []
         for (name, seed), tried in searches.items():
-            best = best_trial({i: outcome for i, (_, outcome) in enumerate(tried)})
+            best = next(iter(finalists({i: outcome for i, (_, outcome) in enumerate(tried)}, 1)), None)
             if best is not None:
                 settings = {key: value for key, value in tried[best][0].settings.items() if key != "steps"}
                 chosen.append(planned(name, settings, seed, test=True))

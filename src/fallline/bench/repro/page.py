@@ -5,29 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from fallline.bench.display import number
-from fallline.bench.figures import DARK, INK, LIGHT, Figure, blank_layout, escaped, fitted_axis, short_numbers
-from fallline.bench.stats import band
-
-
-@dataclass(frozen=True)
-class Line:
-    """How one contender looks: its colour on white, on black and on either, whole or broken."""
-
-    name: str
-    label: str
-    colour: tuple[str, str, str]
-    dash: str = "solid"
-    width: float = 2.0
-    ours: bool = True
-
-    @property
-    def style(self) -> Figure:
-        """As Plotly wants it."""
-        return {"color": f"@{self.name}", "width": self.width, "dash": self.dash}
+from fallline.bench.figures import DARK, INK, LIGHT, Figure, blank_layout, fitted_axis
+from fallline.bench.figures import Line as Line  # the experiments take all of their page from here
+from fallline.bench.figures import band_traces as band_traces
 
 
 @dataclass(frozen=True)
@@ -126,48 +106,6 @@ def log_axis(low: float, high: float, *, air: float = 0.02, ticks: int = 8) -> F
 def value_axis(low: float, high: float, *, ratio_for_log: float = 3) -> Figure:
     """The axis of a measure: the race's, logarithmic where the range asks for it."""
     return fitted_axis(low, high, ratio_for_log=ratio_for_log)
-
-
-def band_traces(line: Line, x: ArrayLike, curves: ArrayLike, what: str) -> tuple[list[Figure], float, float]:
-    """Mean and 95 % band over seeds of `curves`, shape (seeds, points); and the lowest and highest of the band."""
-    mean, low, high = band(np.asarray(curves, dtype=np.float64))
-    steps = short_numbers(np.asarray(x, dtype=np.float64))
-    shade: Figure = {
-        "x": steps + steps[::-1],
-        "y": short_numbers([*high, *low[::-1]]),
-        "fill": "toself",
-        "fillcolor": f"@{line.name}/18",
-        "line": {"width": 0},
-        "hoverinfo": "skip",
-        "mode": "lines",
-        "showlegend": False,
-        "meta": line.name,
-    }
-    return [shade, curve_trace(line, steps, mean, what, low, high)], float(low.min()), float(high.max())
-
-
-def curve_trace(
-    line: Line,
-    x: Sequence[float],
-    y: NDArray[np.float64],
-    what: str,
-    low: NDArray[np.float64] | None = None,
-    high: NDArray[np.float64] | None = None,
-) -> Figure:
-    """One curve, and on hovering its value."""
-    trace: Figure = {
-        "x": list(x),
-        "y": short_numbers(y),
-        "name": line.label,
-        "mode": "lines",
-        "line": line.style,
-        "hovertemplate": f"<b>{escaped(line.label)}</b><br>{what}: %{{y:.3g}}<extra></extra>",
-        "meta": line.name,
-    }
-    if low is not None and high is not None:
-        trace["customdata"] = [f"{number(a)}, {number(b)}" for a, b in zip(low, high, strict=True)]
-        trace["hovertemplate"] = f"<b>{escaped(line.label)}</b><br>{what}: %{{y:.3g}} [%{{customdata}}]<extra></extra>"
-    return trace
 
 
 def level(value: float, text: str, *, log: bool) -> Figure:

@@ -7,7 +7,6 @@ goes on. The JSON file and the page are made when all is there, and appear whole
 import dataclasses
 import inspect
 import json
-import os
 import shlex
 import time
 from collections import deque
@@ -18,8 +17,10 @@ from pathlib import Path
 import torch
 
 from fallline.bench import seeds, spaces
+from fallline.bench.files import put
+from fallline.bench.identity import library_source, run_key
 from fallline.bench.race import RaceError, work_off
-from fallline.bench.record import Store, library_source, now, run_key
+from fallline.bench.record import Store, now
 from fallline.bench.repro import Design, Done, Experiment, Record, get_experiment
 from fallline.bench.repro.page import render
 from fallline.bench.train import Outcome, Run
@@ -105,7 +106,7 @@ def run_stage(
     work_off(
         deque(range(len(runs))),
         lambda place: (runs[place], run_key(runs[place], code)),
-        lambda run: pool.submit(attempt, name, run),
+        lambda run, key: pool.submit(attempt, name, run),
         store,
         settle,
         lambda: watch(progress),
@@ -151,19 +152,7 @@ def write(experiment: Experiment, record: Record, folder: Path) -> tuple[Path, P
     text = json.dumps(record, allow_nan=False)
     page = render(experiment.page(json.loads(text)), json.loads(text))
     stem = f"repro-{record['experiment'].replace(':', '.')}"
-    return replace(folder / f"{stem}.json", text), replace(folder / f"{stem}.html", page)
-
-
-def replace(path: Path, text: str) -> Path:
-    """Put a file in its place in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+    return put(folder / f"{stem}.json", text), put(folder / f"{stem}.html", page)
 
 
 def command_line(design: Design) -> str:

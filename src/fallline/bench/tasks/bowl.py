@@ -50,8 +50,9 @@ class Bowl(Task):
     schedule: ClassVar[Schedule] = "constant"  # the target never rests, so a rate that decays loses it
     held_out: ClassVar[bool] = False
     floor: ClassVar[float | None] = FLOOR
-
     floor_name: ClassVar[str] = "½ tr H, a perfect Newton step"
+    reference: ClassVar[tuple[float, str] | None] = (16.0, "SGD and Adam have 15 in `fallline repro lodo-bowl`")
+    equivalence: ClassVar[float | None] = 0.01 * FLOOR  # the loss at the start, where the minimum is near, is no scale
 
     @property
     def spaces(self) -> Mapping[str, Mapping[str, Range | Choice | Setting]]:

@@ -1,0 +1,92 @@
+"""What race.md quotes: how much of a race is luck of the search, and how much of it luck of the seeds.
+
+    fallline race digits --optimizers sgd,adamw --trials 150 --seeds 30 --out runs/luck
+    python docs/race.py runs/luck
+
+The race is 378 runs, two to three minutes on two cores. Puts the table into docs/race.md.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fallline.bench.commands import DATABASE
+from fallline.bench.record import Store
+from fallline.bench.results import Part, Result, results
+
+HERE = Path(__file__).parent
+SEARCHES = 2000
+BUDGETS = (3, 5, 10, 20, 50)
+
+Array = NDArray[np.float64]
+
+
+def luck(scores: Array, budget: int) -> tuple[float, float]:
+    """Mean and standard deviation of the best of `budget` scores, over searches drawn from all without replacement."""
+    rng = np.random.default_rng(0)
+    drawn = np.stack([rng.choice(scores, budget, replace=False) for _ in range(SEARCHES)])
+    best = drawn.min(axis=1)
+    return float(best.mean()), float(best.std())
+
+
+def scores(part: Part, entry: Result) -> Array:
+    """Of all trials; a lost one has learned nothing."""
+    worst = part.initial or np.inf
+    return np.array([worst if o.score is None else min(o.score, worst) for _, o in entry.trials.values()])
+
+
+def losses(part: Part) -> dict[str, Array]:
+    """Of the confirming seeds on which everyone learned something: the loss fell by half at least."""
+    every = np.array([[e.seeds[n].result.get("loss", np.inf) for n in sorted(e.seeds)] for e in part.entries])
+    learned = (every < 0.5 * (part.initial or np.inf)).all(axis=0)
+    return {entry.label: row[learned] for entry, row in zip(part.entries, every, strict=True)}
+
+
+def table(part: Part) -> str:
+    """Seeds and searches side by side."""
+    entries = sorted(part.entries, key=lambda entry: entry.label)
+    final = losses(part)
+    rows = [["", *(entry.label for entry in entries)], ["---"] * (len(entries) + 1)]
+    cells = [f"{final[entry.label].mean():.3f} ({final[entry.label].std(ddof=1):.3f})" for entry in entries]
+    rows.append([f"test loss, settings fixed: mean (sd over {len(final[entries[0].label])} seeds)", *cells])
+    for budget in BUDGETS:
+        best = [luck(scores(part, entry), budget) for entry in entries]
+        cells = [f"{mean:.3f} ({sd:.3f})" for mean, sd in best]
+        rows.append([f"validation loss of the best of {budget} trials: mean (sd over searches)", *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def pairing(part: Part) -> str:
+    """What it is worth that both see the same weights and batches."""
+    a, b = losses(part).values()
+    paired, unpaired = (a - b).std(ddof=1), np.sqrt(a.var(ddof=1) + b.var(ddof=1))
+    dropped = len(part.entries[0].seeds) - len(a)
+    return (
+        f"Pairing: over the same seeds the two losses have a correlation of {np.corrcoef(a, b)[0, 1]:.2f}; the "
+        f"standard deviation of their difference is {paired:.4f}, and would be {unpaired:.4f} of unpaired seeds. "
+        f"({dropped} of {len(a) + dropped} seeds are left out here: on them one of the two learned nothing.)"
+    )
+
+
+def main() -> None:
+    """Read the race and write the table."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/luck")
+    with Store(folder / DATABASE) as store:
+        race = store.last_race("digits")
+        if race is None:
+            sys.exit(f"there is no race on digits in {folder}")
+        found = results(store, race)
+    if found.missing:
+        sys.exit(f"the race is not finished: {found.missing} runs are missing")
+    part = found.part("digits")
+    page = HERE / "race.md"
+    text = f"<!-- luck -->\n{table(part)}\n\n{pairing(part)}\n<!-- end -->"
+    page.write_text(re.sub(r"<!-- luck -->.*?<!-- end -->", lambda _: text, page.read_text(), flags=re.DOTALL))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""A task of one's own to start from: what `fallline new task` writes."""
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def new_task(path: Path) -> None:
+    """Write a task that runs as it is, with comments that say what to change.
+
+    Raises:
+        ValueError: the file is there already, or cannot be written, or would be no Python file.
+    """
+    if path.suffix != ".py":
+        raise ValueError(f"a task is a Python file, as my_task.py; got {path}")
+    template = (files("fallline.bench") / "templates" / "task.py.txt").read_text(encoding="utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template.replace("FILE", path.as_posix(), 1))
+    except FileExistsError as error:
+        raise ValueError(f"{path} is there already, and is left as it is; give another name") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error

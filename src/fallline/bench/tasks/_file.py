@@ -1,0 +1,122 @@
+"""A task from a file of one's own: `my_task.py`, or `my_task.py:Class` where the file has several."""
+
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from fallline.bench.tasks._task import Task
+
+WHAT_A_TASK_IS = (
+    "a task is a subclass of fallline.bench.tasks.Task with `steps`, `model`, `batches` and `losses`; "
+    "`fallline new task` writes one to start from"
+)
+
+
+def is_file(name: str) -> bool:
+    """Whether a task is named by a file: `my_task.py`, `folder/my_task.py:Class`."""
+    return _split(name) is not None
+
+
+def load_file(name: str) -> Task:
+    """The task of a Python file; read once in a process, and again when the file has changed.
+
+    Raises:
+        ValueError: in one sentence, what keeps the file from being a task, with its line.
+    """
+    split = _split(name)
+    assert split is not None, name
+    path, class_name = Path(split[0]).expanduser().resolve(), split[1]
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        hint = f"; `fallline new task {split[0]}` writes a template" if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"there is no task {name!r}: {error.strerror or error}{hint}") from error
+    return _load(path, class_name, source)
+
+
+def describe_error(error: BaseException, file: Path) -> str:
+    """An exception in one line: the file's line that led to it, its kind, and the first line of what it says."""
+    if isinstance(error, SyntaxError):
+        where = Path(error.filename or file).name
+        return f"{where}, line {error.lineno}: {error.msg}" if error.lineno else f"{where}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    said = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    return f"{file.name}, line {lines[-1]}: {what}" if lines else f"{file.name}: {what}"
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """The path and the class (or "") that a name stands for, if it is that of a file."""
+    match = re.fullmatch(r"(.+\.py)(?::(\w+))?", name)
+    return (match[1], match[2] or "") if match else None
+
+
+@cache
+def _load(path: Path, class_name: str, source: bytes) -> Task:
+    module = _module(path, source)
+    kinds = {
+        name: kind
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, Task) and kind.__module__ == module.__name__
+    }
+    whole = {name: kind for name, kind in kinds.items() if not inspect.isabstract(kind)}
+    if class_name and class_name not in kinds:
+        has = f"; it has {', '.join(kinds)}" if kinds else f"; {WHAT_A_TASK_IS}"
+        raise ValueError(f"{path.name} has no task {class_name!r}{has}")
+    asked = [class_name] if class_name else list(whole or kinds)
+    if not asked:
+        raise ValueError(f"{path.name} has no task: {WHAT_A_TASK_IS}")
+    if asked[0] not in whole:
+        lacks = ", ".join(sorted(kinds[asked[0]].__abstractmethods__))
+        raise ValueError(f"{path.name}: the class {asked[0]} lacks {lacks}; {WHAT_A_TASK_IS}")
+    if len(asked) > 1:
+        choices = " or ".join(f"{path.name}:{name}" for name in asked)
+        raise ValueError(f"{path.name} has several tasks; say which: {choices}")
+    kind = whole[asked[0]]
+    fill_in(kind, path.stem if len(whole) == 1 else f"{path.stem}:{kind.__name__}")
+    try:
+        return kind()
+    except Exception as error:
+        raise ValueError(describe_error(error, path)) from error
+
+
+def fill_in(kind: type[Task], name: str) -> None:
+    """Give a class the `name` and the `summary` that its module does not say; the summary is its docstring's start."""
+
+    def says(attribute: str) -> bool:
+        return any(attribute in vars(base) for base in kind.__mro__ if base.__module__ == kind.__module__)
+
+    if not says("name"):
+        kind.name = name
+    if not says("summary"):
+        said = (kind.__doc__ or "").strip().splitlines()
+        kind.summary = said[0].rstrip(".") if said else f"the task {kind.name}"
+
+
+def _module(path: Path, source: bytes) -> ModuleType:
+    """The file as a module, under a name that every process derives from the path: for pickle, and `inspect`."""
+    stem, digest = re.sub(r"\W", "_", path.stem), hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    name = f"fallline_file_{stem}_{digest}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and vars(loaded).get("__source__") == source:
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    vars(module)["__source__"] = source
+    if str(path.parent) not in sys.path:  # so that the file finds its neighbours, as when Python runs it
+        sys.path.insert(0, str(path.parent))
+    sys.modules[name] = module
+    try:
+        # Not by the spec's loader: its bytecode cache misses a change within a second.
+        exec(compile(source, path, "exec"), vars(module))
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ValueError(describe_error(error, path)) from error
+    return module
