@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from referee import Inline
 from sprint import Sprint
 from torch import Tensor, nn
 
+from fallline.bench.design import Design
+from fallline.bench.race import Progress, race
+from fallline.bench.record import Race, Store
 from fallline.bench.train import Outcome
 
 TIMES = ("times", "cpu_seconds", "wall_seconds")
@@ -111,6 +116,21 @@ class Unspeakable(torch.optim.SGD):
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "rule": lambda: None}
+
+
+def hold(
+    store: Store,
+    *optimizers: str,
+    executor: Executor | None = None,
+    watch: Callable[[Progress], None] = lambda progress: None,
+    **design: Any,
+) -> Race:
+    """A race with a checkpoint at every measurement, here unless elsewhere; small unless asked otherwise."""
+    small = {"tasks": ("stress:Noisy",), "trials": 3, "finalists": 2, "reruns": 1, "seeds": 2}
+    asked = Design(**(small | design), optimizers=optimizers)
+    return race(
+        asked, store, executor or Inline(), ahead=4, about={"environment": {}}, watch=watch, checkpoint_every=0.0
+    )
 
 
 def numbers(outcome: Outcome) -> dict[str, Any]:

@@ -10,19 +10,21 @@ from rich.console import Console
 from scipy.stats import binomtest
 from twins import Valley
 
+from fallline.bench import results as module
 from fallline.bench import stats
 from fallline.bench.aa import CALLED, aa_line, aa_results, aa_table, aa_words, write_aa
 from fallline.bench.results import results
 from fallline.bench.studies import studies, studies_table, studies_words
 
-RACES = 200
+RACES = 150
 
 
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    """Bounds from a tenth of the resamples: whether zero lies within is the test's to say, which is exact."""
+def in_a_moment(monkeypatch):
+    """Bounds from fewer resamples, and no matrix: what is claimed is for the exact test to say, which stays."""
     monkeypatch.setattr(stats, "RESAMPLES", 499)
     monkeypatch.setattr(stats, "BAND_RESAMPLES", 20)
+    monkeypatch.setattr(module, "matrix", lambda *_: {})
 
 
 def printed(thing):
@@ -37,7 +39,7 @@ def test_without_luck_of_the_search_twins_are_told_apart_no_oftener_than_the_tes
     (aa,) = aa_results(found)
     called = sum(aa.words[word] for word in CALLED)
     assert binomtest(called, RACES, 0.05, alternative="greater").pvalue > 0.01
-    assert called > 0  # at 5 % of 200 races, none at all would be a test that cannot speak
+    assert called > 0  # a rule that never speaks would pass, too
     # All of the spread between the two is then the seeds', up to the error of its estimate.
     assert aa.searches == pytest.approx(aa.seeds, rel=0.15)
     assert aa.luck < 0.25
@@ -46,7 +48,7 @@ def test_without_luck_of_the_search_twins_are_told_apart_no_oftener_than_the_tes
 
 def test_the_luck_of_the_search_is_seen_and_has_the_size_that_it_has():
     valley = Valley()
-    found = [valley.results(seed) for seed in range(RACES)]
+    found = [valley.results(seed) for seed in range(RACES // 2)]
     (aa,) = aa_results(found)
     gaps = []
     for held in found:

@@ -4,10 +4,9 @@ import dataclasses
 import math
 
 import pytest
-import stress
 import torch
-from referee import Inline, Referee
-from stress import Interrupted, Noisy, numbers
+from referee import Inline
+from stress import Interrupted, Noisy, hold, numbers
 
 from fallline.bench import checkpoint as module
 from fallline.bench.checkpoint import Checkpoint, Unsaved, load
@@ -16,7 +15,7 @@ from fallline.bench.record import Store
 from fallline.bench.tasks import get_task
 from fallline.bench.train import Run, train
 
-OTHERS = {"radam": {"lr": 0.02}, "lbfgs": {"lr": 0.1}, "stress:Wide": {"lr": 0.3}}
+OTHERS = {"radam": {"lr": 0.02}, "lbfgs": {"lr": 0.1, "max_iter": 3}, "stress:Wide": {"lr": 0.3}}
 HIDING = ["stress:Hidden", "stress:Moving", "stress:Secretive", "stress:Unspeakable"]
 
 
@@ -101,7 +100,9 @@ def test_a_model_that_counts_in_an_attribute_is_noticed():
         assert unsaved.changed()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "flipped", "garbage", "pickle", "another run's", "a folder"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "emptied", "flipped", "garbage", "pickle", "another run's", "a folder"]
+)
 def test_a_damaged_checkpoint_costs_its_run_the_time_and_nothing_else(damage, checkpoint):
     run = middle("koala-m")
     undisturbed = numbers(train(run))
@@ -177,19 +178,17 @@ def test_a_full_disk_does_not_end_a_run(error, checkpoint, monkeypatch):
 
 def test_no_checkpoint_stays_when_its_run_is_stored(tmp_path):
     folder = tmp_path / "checkpoints"
+    saved = []
     with Store(tmp_path / "records.sqlite") as store:
-        seen = []
-        watching = Referee(store)
-        watching.watch = lambda progress: seen.append(folder.exists())
-        race = watching.race("sgd", "koala-m", task="stress:Noisy", checkpoint_every=0.0)
-        assert any(seen)  # there were some
+        race = hold(store, "sgd", "koala-m", executor=Inline(), watch=lambda progress: saved.append(folder.exists()))
+        assert any(saved)  # there were some
         assert not folder.exists()
-        key = next(iter(store.entered(race.id, "stress:Noisy", "sgd", "trial")))[1]
+        key = store.entered(race.id, "stress:Noisy", "sgd", "trial")[0][1]
         folder.mkdir()
         for name in (f"{key}.pt", f"{key}.pt.0123abcd", "of-another-race.pt"):  # as a killed coordinator leaves them
             (folder / name).write_bytes(b"left over")
         again = Inline()
-        watching.race("sgd", "koala-m", task="stress:Noisy", executor=again)
+        hold(store, "sgd", "koala-m", executor=again)
         assert again.calls == []
         assert [path.name for path in folder.iterdir()] == ["of-another-race.pt"]
 
@@ -214,6 +213,3 @@ def test_a_test_loss_that_is_no_number_is_divergence(monkeypatch):
     assert (outcome.score, outcome.result) == (None, {})
     monkeypatch.setattr(Noisy, "evaluate", lambda *_: {"loss": torch.tensor(1.0), "accuracy": math.nan})
     assert train(middle("sgd")).result == {"loss": 1.0}
-
-
-assert stress  # named to `get_task` as stress:Noisy

@@ -1,5 +1,6 @@
 """What is made of records: targets, alarms, best-of-K, costs, on runs written by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -22,9 +23,8 @@ def outcome(score=None, loss=None, curve=(2.0, 1.0, 0.5), cpu=1.0, wall=1.0, sta
     }
     result = {} if loss is None else {"loss": loss}
     last = curve[-1] if score is None and status == "finished" else score
-    return Outcome(
-        status, 20, "", last, result, points, gradient_evaluations=100, cpu_seconds=cpu, wall_seconds=wall, state_bytes=8
-    )
+    spent = {"gradient_evaluations": 100, "cpu_seconds": cpu, "wall_seconds": wall}
+    return Outcome(status, 20, "", last, result, points, state_bytes=8, **spent)
 
 
 def entry(name, losses, *, trials=(0.5, 0.6, 0.7), ours=False, lr=0.1, ranges=None, **how):
@@ -36,9 +36,8 @@ def entry(name, losses, *, trials=(0.5, 0.6, 0.7), ours=False, lr=0.1, ranges=No
         lost = score is None
         made.trials[number] = settings, outcome(score, status="diverged" if lost else "finished")
     made.reruns = trials and {0: {i: outcome(trials[0]) for i in range(3)}}
-    made.seeds = {
-        n: outcome(loss=loss, **how) if loss is not None else outcome(status="diverged") for n, loss in enumerate(losses)
-    }
+    lost = outcome(status="diverged")
+    made.seeds = {n: lost if loss is None else outcome(loss=loss, **how) for n, loss in enumerate(losses)}
     return made
 
 
@@ -176,7 +175,7 @@ def test_over_tasks_everything_is_relative_to_the_baseline():
     assert over_tasks(parts[:1]) is None
     profiles = {name: mean for name, (mean, _, _) in across.profiles.items()}
     assert all(0 <= share <= 1 for mean in profiles.values() for share in mean)
-    assert all(a <= b for mean in profiles.values() for a, b in zip(mean, mean[1:], strict=False))
+    assert all(a <= b for mean in profiles.values() for a, b in itertools.pairwise(mean))
 
 
 def test_who_is_missing_on_a_task_is_left_out_of_what_is_said_across():

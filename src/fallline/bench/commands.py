@@ -20,12 +20,15 @@ from rich.text import Text
 import fallline
 from fallline.bench import display
 from fallline.bench import repro as experiments
+from fallline.bench.aa import aa_line, aa_results, aa_table, aa_words, write_aa
 from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, under_schedules
 from fallline.bench.design import TRACKS, Design
 from fallline.bench.environment import environment
 from fallline.bench.loggers import Logging, open_loggers
 from fallline.bench.names import unknown
 from fallline.bench.new import new_task
+from fallline.bench.overhead import overhead, overhead_table, overhead_words
+from fallline.bench.planner import measure_all, parse_budget, plan_table, plan_words, propose
 from fallline.bench.pool import available_cores, local_pool
 from fallline.bench.race import RaceError
 from fallline.bench.race import race as run_race
@@ -49,6 +52,33 @@ errors = Console(stderr=True, highlight=False)
 
 DATABASE = "fallline.sqlite"
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")]
+TasksArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TASK]...",
+        help="What to race on: names of [b]fallline list[/b], my_task.py, package.module:Class.",
+        show_default="digits",
+    ),
+]
+OptimizersOption = Annotated[
+    str,
+    typer.Option(
+        metavar="A,B,C",
+        help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class; [b]all[/b] for the "
+        "whole list; NAME@SCHEDULE under another schedule.",
+    ),
+]
+USUAL = ",".join(TEAM)
+TracksOption = Annotated[
+    str, typer.Option(metavar="A,B", help="With settings [b]tuned[/b] for the task, and with shipped [b]defaults[/b].")
+]
+SpacesOption = Annotated[
+    Path | None, typer.Option(metavar="FILE.toml", help="Search spaces of your optimizers, and changes to others.")
+]
+JobsOption = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
+]
+DeviceOption = Annotated[str, typer.Option(metavar="cpu|cuda", help="Where models train.")]
 
 
 class Schedules(StrEnum):
@@ -67,6 +97,12 @@ class Format(StrEnum):
     csv = "csv"
     parquet = "parquet"
     png = "png"
+
+
+class Measured(StrEnum):
+    """What `fallline bench` measures."""
+
+    harness = "harness"
 
 
 class What(StrEnum):
@@ -100,26 +136,9 @@ def root(
 
 @app.command(no_args_is_help=False)
 def race(
-    tasks: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[TASK]...",
-            help="What to race on: names of [b]fallline list[/b], my_task.py, package.module:Class.",
-            show_default="digits",
-        ),
-    ] = None,
-    optimizers: Annotated[
-        str,
-        typer.Option(
-            metavar="A,B,C",
-            help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class; [b]all[/b] for "
-            "the whole list; NAME@SCHEDULE under another schedule.",
-        ),
-    ] = ",".join(TEAM),
-    tracks: Annotated[
-        str,
-        typer.Option(metavar="A,B", help="With settings [b]tuned[/b] for the task, and with shipped [b]defaults[/b]."),
-    ] = "tuned",
+    tasks: TasksArgument = None,
+    optimizers: OptimizersOption = USUAL,
+    tracks: TracksOption = "tuned",
     schedules: Annotated[
         Schedules | None,
         typer.Option(
@@ -133,6 +152,9 @@ def race(
     trials: Annotated[
         int | None, typer.Option(min=1, help="Trials for each optimizer, instead of --size.", show_default="20")
     ] = None,
+    finalists: Annotated[
+        int, typer.Option(min=1, help="Of the trials so many are run again on three seeds, to choose by the mean.")
+    ] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="Fresh seeds on which the chosen settings are confirmed.")] = 10,
     until_decided: Annotated[
         bool, typer.Option("--until-decided", help="Up to four times as many seeds where there is no evidence yet.")
@@ -146,16 +168,12 @@ def race(
             metavar="NAME", help="Whom the others are compared with.", show_default="the best that is not ours"
         ),
     ] = None,
-    spaces: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Search spaces of your optimizers, and changes to others.")
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
-    ] = None,
+    spaces: SpacesOption = None,
+    jobs: JobsOption = None,
     scheduler: Annotated[
         str | None, typer.Option(metavar="tcp://...", help="Run on the workers of this dask.distributed scheduler.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where models train.")] = "cpu",
+    device: DeviceOption = "cpu",
     out: OutOption = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="The seed of the whole race: search, weights, data order.")] = 0,
     log: Annotated[
@@ -203,6 +221,7 @@ def race(
         optimizers=who,
         tracks=checked_tracks(tracks),
         trials=trials or TRIALS[size or Size.S],
+        finalists=finalists,
         seeds=seeds,
         seed=seed,
         baseline=baseline or ("sgd" if aa else None),
@@ -314,6 +333,74 @@ def merge(
 
 
 @app.command()
+def plan(
+    tasks: TasksArgument = None,
+    optimizers: OptimizersOption = USUAL,
+    tracks: TracksOption = "tuned",
+    budget: Annotated[str, typer.Option(metavar="TIME", help="As 90s, 10m, 1.5h.")] = "10m",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Confirming seeds.", show_default="10, or fewer")] = None,
+    spaces: SpacesOption = None,
+    jobs: JobsOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Time a few steps of everyone, and propose the largest balanced race that fits into a budget.
+
+    [b]Examples[/b]
+
+    fallline plan --budget 10m
+
+    fallline plan digits bowl --optimizers all --budget 2h --jobs 8
+    """
+    try:
+        seconds = parse_budget(budget)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--budget") from error
+    asked = Design(
+        tasks=checked_tasks(tasks or ["digits"]),
+        optimizers=checked_names(optimizers),
+        tracks=checked_tracks(tracks),
+        spaces=plain_spaces(spaces),
+        device=device,
+    )
+    with readable_errors():
+        costs, excused, start_up = measure_all(asked)
+        against = [name for name in asked.optimizers if not get_contender(name).ours]
+        found = propose(
+            asked,
+            {pair: cost.run for pair, cost in costs.items()},
+            seconds,
+            jobs or available_cores(),
+            baselines=against,
+            seeds=seeds,
+            start_up=start_up,
+        )
+    console.print(plan_table(found))
+    for (task, name), excuse in excused.items():
+        console.print(Text(f"{name} stays out on {task}: {excuse}.", style="dim"))
+    console.print()
+    for sentence in plan_words(found):
+        console.print(sentence)
+    if found.design:
+        console.print(f"\n{command_line(found.design)}", style="bold", soft_wrap=True)
+
+
+@app.command()
+def bench(what: Annotated[Measured, typer.Argument(metavar="harness", help="What to measure.")]) -> None:
+    """Measure fallline itself: what the harness costs beside a bare loop that makes the same steps.
+
+    [b]Examples[/b]
+
+    fallline bench harness
+    """
+    with readable_errors():
+        found = overhead()
+    console.print(overhead_table(found))
+    console.print()
+    for sentence in overhead_words(found):
+        console.print(sentence)
+
+
+@app.command()
 def new(
     what: Annotated[What, typer.Argument(metavar="task", help="What to write.")],
     path: Annotated[Path, typer.Argument(metavar="[FILE.py]", help="Where.")] = Path("my_task.py"),
@@ -367,9 +454,7 @@ def repro(
         typer.Option(metavar="A,B,C", help="Only these of its contenders.", show_default="all; fewer with --quick"),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds.", show_default="8; fewer with --quick")] = None,
-    jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core")
-    ] = None,
+    jobs: JobsOption = None,
     out: OutOption = Path("runs"),
 ) -> None:
     """Run a paper's own experiment again: raw numbers as JSON, and a page that shows them.
@@ -479,6 +564,7 @@ def command_line(design: Design) -> str:
     """The command that makes this race, every choice written out."""
     words = ["fallline race", *map(shlex.quote, design.tasks), "--optimizers", shlex.quote(",".join(design.optimizers))]
     words += ["--tracks", ",".join(design.tracks)] if design.tracks != ("tuned",) else []
+    words += ["--finalists", str(design.finalists)] if design.finalists != Design.finalists else []
     words += ["--trials", str(design.trials), "--seeds", str(design.seeds), "--seed", str(design.seed)]
     words += ["--baseline", shlex.quote(design.baseline)] if design.baseline else []
     words += ["--until-decided"] if design.until_decided else []
@@ -534,12 +620,18 @@ def show(found: Results) -> None:
 
 def show_aa(store: Store, hold: Callable[[Design], Race], design: Design, times: int) -> None:
     """Race SGD against itself with several seeds, and say how often a difference was claimed."""
-    found = []
+    held = []
     for study in range(times):
-        held = results(store, hold(dataclasses.replace(design, seed=design.seed + study)))
-        found.append(held)
-        console.print(display.aa_line(held, study), soft_wrap=True)
-    console.print(display.aa_table(found))
+        held.append(results(store, hold(dataclasses.replace(design, seed=design.seed + study))))
+        console.print(aa_line(held[-1]), soft_wrap=True)
+    found = aa_results(held)
+    for one in found:
+        console.print()
+        console.print(aa_table(one))
+        for sentence in aa_words(one):
+            console.print(sentence)
+    machine = held[0].race.setting["environment"]
+    console.print(f"Raw numbers: {write_aa(found, store.path.parent, machine)}", soft_wrap=True)
 
 
 def losses_by_task(found: Results) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fallline.bench.race import Lane, Progress
-from fallline.bench.results import Part, Result, Results
-from fallline.bench.stats import Interval, share_interval
+from fallline.bench.results import Part, Result
+from fallline.bench.stats import Interval
 
 PLAIN_EVERY = 15.0
 """Seconds between lines where there is no terminal."""
@@ -184,34 +184,3 @@ def clock(seconds: float) -> str:
     """Minutes and seconds, `2:05`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
-
-
-CALLED = ("better", "worse")
-"""The words that claim a difference."""
-
-
-def aa_line(found: Results, study: int) -> str:
-    """One race of SGD against itself, in a line."""
-    part = found.parts[0]
-    twin = next(entry for entry in part.entries if entry is not part.baseline)
-    if twin.verdict is None or twin.verdict.difference is None:
-        return f"race {study + 1}: no verdict"
-    return f"race {study + 1}: {twin.verdict.word}, {difference(twin.verdict.difference.mean, part.scale or 1.0)}"
-
-
-def aa_table(found: Sequence[Results]) -> Table:
-    """How often SGD was told from itself."""
-    words: list[str] = [e.verdict.word for held in found for part in held.parts for e in part.entries if e.verdict]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("SGD against SGD", "races", "share [95 % interval]"):
-        table.add_column(heading)
-    for word in dict.fromkeys([*WORD_STYLES]):
-        count = words.count(word)
-        share = share_interval(count, len(words)) if words else None
-        bounds = f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]" if share else "–"
-        table.add_row(word, str(count), bounds)
-    called = sum(word in CALLED for word in words)
-    share = share_interval(called, len(words)) if words else None
-    told = f"{share.mean:.0%} [{share.low:.0%}, {share.high:.0%}]" if share else "–"
-    table.add_row(Text("called different, and are the same", style="bold"), str(called), told)
-    return table
