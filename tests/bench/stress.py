@@ -55,8 +55,8 @@ class Noisy(Sprint):
 class Long(Noisy):
     """Many measurements: long enough to be killed between one and the next."""
 
-    steps: ClassVar[int] = 300
-    evaluations: ClassVar[int] = 30
+    steps: ClassVar[int] = 75
+    evaluations: ClassVar[int] = 15
 
 
 class Wide(torch.optim.Optimizer):

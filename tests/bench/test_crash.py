@@ -61,7 +61,7 @@ class Killer(threading.Thread):
     def run(self):
         last = {}
         while self.kills < KILLS:
-            for _ in range(self.random.randint(1, 6)):  # so many more measurements
+            for _ in range(self.random.randint(1, 5)):  # so many more measurements
                 last = until(lambda seen=last: self.over or ((now := self.written()) != seen and now))
             if self.over:
                 return
@@ -73,7 +73,7 @@ class Killer(threading.Thread):
 
 
 def test_a_race_whose_workers_are_killed_ends_with_the_records_of_an_undisturbed_one(tmp_path):
-    asked = {"tasks": ("stress:Long",), "trials": 10, "finalists": 3, "reruns": 2, "seeds": 5}
+    asked = {"tasks": ("stress:Long",), "trials": 4, "finalists": 2, "reruns": 1, "seeds": 3}
     with Store(tmp_path / "undisturbed" / "records.sqlite") as store:
         there = hold(store, "sgd", "koala-m", **asked)
     with Store(tmp_path / "killed" / "records.sqlite") as store, local_pool(2) as pool:

@@ -16,9 +16,10 @@ from referee import Inline, Referee
 from fallline.bench import figures, report
 from fallline.bench.contenders import CONTENDERS, get_contender
 from fallline.bench.design import Design
-from fallline.bench.display import clock, difference, number
+from fallline.bench.display import difference, number
 from fallline.bench.record import Entry, Race, Store
 from fallline.bench.results import Alarm, Part, Result, results
+from fallline.bench.summary import duration
 from fallline.bench.train import Outcome, Run
 
 
@@ -181,7 +182,7 @@ def test_the_numbers_are_the_records(held, cliff):
     for name, label in (("koala-m", "KOALA-M"), ("adamw", "AdamW"), ("radam", "RAdam")):
         assert rows[label][1].startswith(number(np.mean(losses[name])))
         assert "0 of 3" in rows[label][5]
-        assert clock(cpu[name]) in rows[label][-1]
+        assert rows[label][-1] == duration(cpu[name])
     assert rows["SGD"][1] == "every trial lost"
     assert rows["SGD"][5] == "3 of 3"
     baseline = part.baseline.name

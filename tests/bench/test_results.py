@@ -120,6 +120,11 @@ def test_alarms_name_the_edge_the_slope_and_the_lonely_trial():
     assert [alarm.kind for alarm in at_edge.alarms] == ["edge"]
     assert "low edge" in at_edge.alarms[0].text
     assert part(entry("sgd", SEEDS, lr=1.0, ranges=ranges)).get("sgd").alarms == []
+    pulled = {"lr": 0.1, "weight_decay": 1e-6}
+    ranges = {"lr": as_plain(Range(1e-3, 10.0)), "weight_decay": as_plain(Range(1e-6, 1e-2))}
+    slack = entry("sgd", SEEDS, ranges=ranges)
+    slack.trials[0] = pulled, slack.trials[0][1]
+    assert part(slack).get("sgd").alarms == []  # less weight decay than next to none is none
     steep = part(entry("sgd", SEEDS, trials=(0.5, 1.0, 1.5, 2.0), lr=1.0)).get("sgd")
     assert [alarm.kind for alarm in steep.alarms] == ["flat"]
     lonely = part(entry("sgd", SEEDS, trials=(0.5, *[1.9] * 11), lr=1.0)).get("sgd")

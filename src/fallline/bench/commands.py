@@ -37,6 +37,8 @@ from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_table
 from fallline.bench.results import Results, results
 from fallline.bench.spaces import as_plain, read_spaces
+from fallline.bench.studies import studies as over_studies
+from fallline.bench.studies import studies_table, studies_words
 from fallline.bench.summary import summary
 from fallline.bench.tasks import TASKS, check, get_task
 
@@ -183,6 +185,9 @@ def race(
         ),
     ] = "",
     report: Annotated[bool, typer.Option("--report/--no-report", help="Write the report at the end.")] = True,
+    studies: Annotated[
+        int, typer.Option(min=1, help="Repeat all of it, the search too, under so many race seeds.")
+    ] = 1,
     aa: Annotated[
         int | None,
         typer.Option(
@@ -249,12 +254,22 @@ def race(
             return
         for name in where:
             console.print(Text(get_task(name).summary, style="dim"))
-        written = hold(design)
-        found = results(store, written)
-        loggers.race_finished(written, losses_by_task(found))
-        show(found)
+        held = []
+        for study in range(studies):
+            written = hold(dataclasses.replace(design, seed=seed + study))
+            held.append(results(store, written))
+            loggers.race_finished(written, losses_by_task(held[-1]))
+            if studies > 1:
+                console.print(f"\nStudy {study + 1}, race seed {seed + study}", style="bold")
+            show(held[-1])
+        if studies > 1:
+            rows = over_studies(held)
+            console.print()
+            console.print(studies_table(rows))
+            for sentence in studies_words(rows):
+                console.print(sentence)
         if report:
-            write_report(found, out)
+            write_report(held[-1], out)
 
 
 @app.command()

@@ -253,7 +253,7 @@ CONTENDERS = {
             coolmomentum,
             {
                 "lr": Range(1e-3, 5.0),
-                "rho_0": Range(1e-3, 0.5, "one minus log"),
+                "rho_0": Range(1e-3, 1.0, "one minus log"),
                 "schedule": Choice(("exponential", "linear")),
             },
             schedule="constant",

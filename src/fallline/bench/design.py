@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from fallline.bench.spaces import Choice, Range, Setting, Side, edge
 from fallline.bench.verdict import Pairs
 
 Stage = Literal["default", "trial", "choice", "seed"]
@@ -134,6 +135,15 @@ def baseline(asked: str | None, candidates: Iterable[tuple[str, bool, Sequence[S
 def pairs(losses: Mapping[str, Mapping[int, float | None]], against: str) -> dict[str, Pairs]:
     """Everyone's losses by seed beside the baseline's."""
     return {name: Pairs(mine, losses[against]) for name, mine in losses.items() if name != against and mine}
+
+
+def edge_of_search(name: str, there: Range | Choice | Setting, value: Setting) -> Side | None:
+    """The edge of its range at which the best value of a setting lies, if better ones may lie beyond.
+
+    Beyond the low edge of weight decay there is only less of what is next to nothing.
+    """
+    side = edge(there, value)
+    return None if (name, side) == ("weight_decay", "low") else side
 
 
 def initial_loss(outcomes: Iterable[Measured], held_out: bool) -> float | None:

@@ -451,9 +451,8 @@ def picture(results: Results) -> Figure:
         "margin": {"l": 64, "r": 8, "t": 12, "b": 52},
         "font": {**figure["layout"]["font"], "size": 15, "family": "Helvetica, Arial, sans-serif"},
     }
-    for axis in ("xaxis", "yaxis"):
-        figure["layout"][axis]["tickfont"] = {"size": 14}
-    figure["layout"]["yaxis"]["title"] = {"text": "validation loss" if part.held_out else "training loss"}
+    for axis, title in (("xaxis", "steps"), ("yaxis", "validation loss" if part.held_out else "training loss")):
+        figure["layout"][axis] |= {"tickfont": {"size": 14}, "title": {"text": title, "font": {"size": 16}}}
     order = {entry.name: i for i, entry in enumerate(part.entries)}
     figure["data"].sort(key=lambda trace: ("name" in trace, order[trace["meta"]]))
     for trace in figure["data"]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-PRELOADED = ["fallline.bench.race"]
-"""What a worker needs: torch and scipy take seconds to import."""
+PRELOADED = ["fallline.bench.race", "torch._dynamo"]
+"""What a worker needs and takes seconds to import; torch's optimizers ask for its compiler, even if it is not used."""
 
 
 def available_cores() -> int:

@@ -20,7 +20,7 @@ from fallline.bench.design import Design
 from fallline.bench.identity import checksum, fingerprint, race_id, run_key
 from fallline.bench.record import Entry, Race, Store, now
 from fallline.bench.seeds import derive, generator, seed_torch
-from fallline.bench.spaces import Range, Setting, as_plain, dimension, edge, extended, trials
+from fallline.bench.spaces import Range, Setting, as_plain, dimension, extended, trials
 from fallline.bench.tasks import Task, get_task
 from fallline.bench.train import Gradients, Outcome, Run, train
 from fallline.bench.verdict import judge
@@ -140,7 +140,7 @@ class Lane:
             return
         space = dict(self.contender.space)
         for name, there in self.contender.space.items():
-            side = edge(there, self.plan[best][name])
+            side = decide.edge_of_search(name, there, self.plan[best][name])
             if not isinstance(there, Range) or side is None or (wider := extended(there, side)) is None:
                 continue
             low_side = wider.low != there.low

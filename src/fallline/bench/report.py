@@ -12,11 +12,11 @@ from plotly.offline import get_plotlyjs
 
 from fallline.bench import figures
 from fallline.bench.design import Design
-from fallline.bench.display import clock, difference, number, spread
+from fallline.bench.display import difference, number, spread
 from fallline.bench.files import put, stem
 from fallline.bench.results import STEADY, Part, Result, Results
-from fallline.bench.stats import Interval, stratified_interval
-from fallline.bench.summary import cost, listed, verdicts
+from fallline.bench.stats import FEW, Interval, stratified_interval
+from fallline.bench.summary import cost, duration, listed, verdicts
 from fallline.bench.verdict import Pairs, Verdict, Word, descriptive, judge
 
 PICTURE_SIZE = (800, 380)
@@ -81,10 +81,11 @@ def fill(template: str, plots: Mapping[str, figures.Figure], **values: Any) -> s
         lstrip_blocks=True,
     )
     templates.globals |= {
-        "clock": clock,
         "describe": figures.describe,
         "descriptive": descriptive,
         "difference": difference,
+        "duration": duration,
+        "few": FEW,
         "isfinite": math.isfinite,
         "listed": listed,
         "losses": losses,

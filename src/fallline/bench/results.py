@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fallline.bench import design as decide
 from fallline.bench.design import Design
 from fallline.bench.record import Race, Store
-from fallline.bench.spaces import Range, Setting, dimension, edge
+from fallline.bench.spaces import Setting, dimension
 from fallline.bench.stats import (
     Interval,
     censored_median,
@@ -390,8 +390,8 @@ def alarms(design: Design, part: Part, entry: Result) -> list[Alarm]:
     if part.track == "tuned" and entry.chosen is not None:
         ranges = {**entry.about.get("ranges", {}), **entry.about.get("extended", {})}
         for name, plain in ranges.items():
-            there = dimension(plain)
-            if isinstance(there, Range) and name in entry.chosen and (side := edge(there, entry.chosen[name])):
+            side = decide.edge_of_search(name, dimension(plain), entry.chosen[name]) if name in entry.chosen else None
+            if side:
                 more = "" if name in entry.about.get("extended", {}) else "; --extend searches beyond"
                 found.append(
                     Alarm(
