@@ -8,16 +8,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from fallline.bench import planner
+from fallline.bench import costs as timing
+from fallline.bench.costs import Excused, busy, measure, measure_all
 from fallline.bench.design import Design
 from fallline.bench.planner import (
     SLACK,
-    Excused,
     asks,
     ladder,
     makespan,
-    measure,
-    measure_all,
     parse_budget,
     plan_table,
     plan_words,
@@ -242,6 +240,8 @@ def test_the_words_say_what_fits_what_stays_out_and_what_it_would_take():
     assert asks(plan.design) in said
     assert "LODO stays out" in said
     assert "The next larger one" in said
+    assert "Others are at work" not in said
+    assert "a CPU second took 2.5 s" in " ".join(plan_words(plan, busy=2.5))
     table = printed(plan_table(plan))
     rows = {line.split()[0]: line for line in table.splitlines()[1:]}
     assert "left out" in rows["LODO"]
@@ -255,7 +255,7 @@ def test_the_words_say_what_fits_what_stays_out_and_what_it_would_take():
 
 def test_steps_are_taken_until_there_is_enough_to_measure(monkeypatch):
     ticks = iter(range(10**6))
-    monkeypatch.setattr(planner, "_clock", lambda device: lambda: 0.01 * next(ticks))  # 10 ms pass between two looks
+    monkeypatch.setattr(timing, "_clock", lambda device: lambda: 0.01 * next(ticks))  # 10 ms pass between two looks
     cost = measure("sprint:Sprint", "sgd", {})
     # One look a step, until one sees 0.3 s; a further one reads the sum.
     assert cost.step == pytest.approx(0.01, rel=0.1)
@@ -276,9 +276,9 @@ def test_the_threads_of_torch_are_as_they_were_before():
 
 def test_costs_are_taken_with_the_spaces_of_the_race(monkeypatch):
     made = []
-    contender = planner.get_contender("sgd")
+    contender = timing.get_contender("sgd")
     spying = dataclasses.replace(contender, make=lambda p, s, h: made.append(dict(s)) or contender.make(p, s, h))
-    monkeypatch.setattr(planner, "get_contender", lambda name: spying)
+    monkeypatch.setattr(timing, "get_contender", lambda name: spying)
     measure("sprint:Sprint", "sgd", {"sgd": {"momentum": 0.5, "lr": {"low": 0.01, "high": 1.0, "scale": "log"}}})
     assert made[0]["momentum"] == 0.5
     assert made[0]["lr"] == pytest.approx(0.1)
@@ -286,16 +286,19 @@ def test_costs_are_taken_with_the_spaces_of_the_race(monkeypatch):
 
 
 def test_who_has_nothing_to_do_is_excused_and_who_cannot_run_is_an_error(monkeypatch):
-    monkeypatch.setattr(planner, "TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "TIMED_SECONDS", 0.0)
     with pytest.raises(Excused, match="orthogonalises"):
         measure("bowl", "muon", {})
     with pytest.raises(ValueError, match=r"sprint:Stubborn cannot run on sprint:Sprint: TypeError: a closure"):
         measure("sprint:Sprint", "sprint:Stubborn", {})
     asked = Design(tasks=("bowl",), optimizers=("sgd", "muon"))
-    costs, excused, start_up = measure_all(asked)
-    assert set(costs) == {("bowl", "sgd")}
+    found, excused, start_up = measure_all(asked)
+    assert set(found) == {("bowl", "sgd")}
     assert set(excused) == {("bowl", "muon")}
     assert start_up > 0
+    assert busy(found.values()) > 0
+    slow = [dataclasses.replace(cost, wall_per_cpu=3.0) for cost in found.values()]
+    assert busy(slow) == 3.0
 
 
 # --- budgets ---

@@ -14,6 +14,7 @@ import pytest
 from referee import Inline, Referee
 
 from fallline.bench import figures, report
+from fallline.bench.changes import changes
 from fallline.bench.contenders import CONTENDERS, get_contender
 from fallline.bench.design import Design
 from fallline.bench.display import difference, number
@@ -533,7 +534,7 @@ def test_a_task_without_held_out_data_has_one_loss_and_its_floor(store):
     found.parts[0].about |= {"floor": 7.5, "floor_name": "the floor"}
     page = report.page(found)
     reader = Reader(page)
-    assert reader.cells["result-0"][0][1] == "Mean loss, last tenth"
+    assert reader.cells["result-0"][0][1] == "Mean loss over the last tenth"
     assert not any("accuracy" in heading for heading in reader.cells["result-0"][0])
     assert "Validation loss" not in page
     drawn = json.loads(reader.scripts[1])
@@ -621,7 +622,7 @@ def test_a_change_on_the_same_seeds_is_taken_seed_by_seed(store):
         settings={"koala-m": {"qv": 0.25}},
     )
     page = report.page(now, before=then)
-    mine = report.changes(now, then).parts[0].entries[0]
+    mine = changes(now, then).parts[0].entries[0]
     assert mine.paired
     assert mine.difference.mean == pytest.approx(np.mean(np.subtract(better, spaced(0.45))))
     assert mine.settings == [("qv", None, 0.25)]
@@ -639,7 +640,7 @@ def test_a_change_on_the_same_seeds_is_taken_seed_by_seed(store):
 def test_a_change_on_other_seeds_is_of_means_and_has_no_verdict(store):
     then = stage(store, {"sgd": spaced(0.5), "koala-m": spaced(0.45)}, name="then", seed=1)
     now = stage(store, {"sgd": spaced(0.5), "koala-m": spaced(0.4, 8)})
-    told = report.changes(now, then)
+    told = changes(now, then)
     koala, sgd = told.parts[0].entries
     assert not koala.paired
     assert koala.verdict is None
@@ -657,7 +658,7 @@ def test_a_change_on_other_seeds_is_of_means_and_has_no_verdict(store):
 def test_who_came_and_who_went_is_said(store):
     then = stage(store, {"sgd": spaced(0.5), "adamw": spaced(0.45)}, name="then", tasks=("hill", "dale"))
     now = stage(store, {"sgd": [None] * 8, "koala-m": spaced(0.4)}, tasks=("hill", "glen"))
-    words = report.changes(now, then).words
+    words = changes(now, then).words
     assert "hill: KOALA-M took part for the first time." in words
     assert "hill: AdamW took part before, and no longer." in words
     assert "hill: SGD became worse." in words

@@ -372,22 +372,6 @@ def test_interrupted_it_leaves_nothing_half_written_and_goes_on(runs, monkeypatc
     assert "3 of 20 runs taken from the records" in page
 
 
-def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "page.html"
-    reproduce.replace(path, "old")
-
-    def write_half(self, text, **_):
-        with self.open("w") as file:
-            file.write(text[:3])
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(type(path), "write_text", write_half)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce.replace(path, "new and longer")
-    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
-    assert path.read_text() == "old"
-
-
 def test_a_run_that_raises_is_lost_and_when_all_are_it_is_said(runs, tmp_path, monkeypatch):
     def broken(self, run):
         raise ArithmeticError("too tired")

@@ -22,13 +22,14 @@ from fallline.bench import display
 from fallline.bench import repro as experiments
 from fallline.bench.aa import aa_line, aa_results, aa_table, aa_words, write_aa
 from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, under_schedules
+from fallline.bench.costs import busy, measure_all
 from fallline.bench.design import TRACKS, Design
 from fallline.bench.environment import environment
 from fallline.bench.loggers import Logging, open_loggers
 from fallline.bench.names import unknown
 from fallline.bench.new import new_task
 from fallline.bench.overhead import overhead, overhead_table, overhead_words
-from fallline.bench.planner import measure_all, parse_budget, plan_table, plan_words, propose
+from fallline.bench.planner import parse_budget, plan_table, plan_words, propose
 from fallline.bench.pool import available_cores, local_pool
 from fallline.bench.race import RaceError
 from fallline.bench.race import race as run_race
@@ -393,7 +394,7 @@ def plan(
     for (task, name), excuse in excused.items():
         console.print(Text(f"{name} stays out on {task}: {excuse}.", style="dim"))
     console.print()
-    for sentence in plan_words(found):
+    for sentence in plan_words(found, busy(costs.values())):
         console.print(sentence)
     if found.design:
         console.print(f"\n{command_line(found.design)}", style="bold", soft_wrap=True)

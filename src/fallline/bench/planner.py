@@ -1,39 +1,32 @@
-"""What a race costs, and the largest balanced one that fits a budget.
+"""The largest balanced race that fits a budget.
 
-A few steps of every optimizer on every task are timed with real settings. From the seconds of a run follows how long a
-race takes on so many workers: its queue is played through. Balanced means that everyone gets as many trials and seeds
-as everyone else; where even the smallest such race takes too long, somebody or something has to stay out.
+From the seconds of a run follows how long a race takes on so many workers: its queue is played through. Balanced means
+that everyone gets as many trials and seeds as everyone else; where even the smallest such race takes too long, somebody
+or something has to stay out.
 """
 
 import dataclasses
-import itertools
 import math
 import re
-import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any
 
-import torch
 from rich.table import Table
 
 from fallline.bench.contenders import get_contender
+from fallline.bench.costs import Pair
+from fallline.bench.costs import measure_all as measure_all  # for whoever plans
 from fallline.bench.design import Design
-from fallline.bench.overhead import one_thread
-from fallline.bench.seeds import generator, seed_torch
-from fallline.bench.spaces import dimension
 from fallline.bench.stats import fewest_seeds
 from fallline.bench.summary import duration, listed
-from fallline.bench.tasks import get_task
-from fallline.bench.train import Gradients, evaluate, to_device
-
-TIMED_SECONDS = 0.3
-"""For so long the steps of a pair are timed; one step at least."""
 
 SLACK = 1.1
 """Workers share caches and memory, and the coordinator writes records: a run in a race takes longer than one alone."""
+
+BUSY = 1.3
+"""Wall seconds a CPU second from which on others are said to be at work."""
 
 ALPHA = 0.05
 
@@ -43,125 +36,6 @@ LADDER = ((75, 3), (50, 3), (20, 3), (10, 3), (10, 1), (5, 1), (3, 1))
 MOST_SEEDS = 10
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-Pair = tuple[str, str]
-"""A task and an optimizer."""
-
-
-# --- what a run takes ---
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one optimizer takes on one task, in CPU seconds; on an accelerator, in wall seconds."""
-
-    step: float
-    """A gradient evaluation with its share of a step."""
-
-    evaluation: float
-    """One look at held-out data."""
-
-    run: float
-    """A run to its horizon: a run that diverges takes less."""
-
-    first: float = 0.0
-    """What the first run in a process takes beyond that: it reads the data, and torch imports its rest."""
-
-
-class Excused(ValueError):
-    """It has nothing to do on this task, and the race goes on without it."""
-
-
-def measure(task_name: str, optimizer_name: str, spaces: Mapping[str, Mapping[str, Any]], device: str = "cpu") -> Cost:
-    """Time a few steps with the settings in the middle of the search space, on one thread.
-
-    Args:
-        task_name: as for `get_task`.
-        optimizer_name: as for `get_contender`.
-        spaces: changes to search spaces, as plain values: see `Design.spaces`.
-        device: where the model trains.
-
-    Raises:
-        Excused: see there.
-        ValueError: it cannot run on this task, and why.
-    """
-    task = get_task(task_name)
-    contender = get_contender(optimizer_name).on(task)
-    changes = spaces.get(optimizer_name, spaces.get(contender.name, {}))
-    contender = contender.searching({name: dimension(value) for name, value in changes.items()})
-    settings = {**contender.fixed, **{name: there.at(0.5) for name, there in contender.space.items()}}
-    now = _clock(device)
-
-    def begin() -> tuple[float, Callable[[], object], Gradients]:
-        """The seconds until its first step is taken, what takes the next, and who counts."""
-        start = now()
-        batches = task.batches(generator(0, "plan"))
-        seed_torch(0, "plan")
-        model = task.model().to(device)
-        if excuse := contender.excuse(model):
-            raise Excused(excuse)
-        gradients = Gradients(task, model, contender.make(model.parameters(), settings, task.horizon))
-
-        def step() -> object:
-            return gradients.step(to_device(next(batches), device))
-
-        step()
-        return now() - start, step, gradients
-
-    try:
-        with one_thread():
-            cold, *_ = begin()
-            warm, step, gradients = begin()
-            step()
-            before, start = gradients.count, now()
-            while gradients.count == before or now() - start < TIMED_SECONDS:
-                step()
-            seconds = (now() - start) / (gradients.count - before)
-            evaluate(task, gradients.model, gradients.optimizer, "validation")
-            start = now()
-            evaluate(task, gradients.model, gradients.optimizer, "validation")
-            evaluation = now() - start
-    except Excused:
-        raise
-    except Exception as error:  # whatever an optimizer or a task of somebody's own may raise
-        raise ValueError(f"{optimizer_name} cannot run on {task_name}: {type(error).__name__}: {error}") from error
-    looks = task.evaluations + 2  # before the first step, and in confirming runs on the test set
-    run = warm + task.steps * seconds + looks * evaluation
-    return Cost(seconds, evaluation, run, first=max(0.0, cold - warm))
-
-
-def measure_all(asked: Design) -> tuple[dict[Pair, Cost], dict[Pair, str], float]:
-    """Time everyone on every task, from the start of this process.
-
-    Returns:
-        The costs; who is excused, and why; and the seconds until the first run of a race.
-
-    Raises:
-        ValueError: somebody cannot run at all, and why.
-    """
-    imports = time.process_time()  # the interpreter's start and what it imported up to here
-    costs: dict[Pair, Cost] = {}
-    excused = {}
-    for task, name in itertools.product(asked.tasks, asked.optimizers):
-        try:
-            costs[task, name] = measure(task, name, asked.spaces, asked.device)
-        except Excused as excuse:
-            excused[task, name] = str(excuse)
-    # The coordinator, and after it all workers together, start as this process did.
-    return costs, excused, 2 * imports + sum(cost.first for cost in costs.values())
-
-
-def _clock(device: str) -> Callable[[], float]:
-    """CPU seconds, which do not mind what else the machine does; wall seconds where another device computes."""
-    if device == "cpu":
-        return time.process_time
-
-    def now() -> float:
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    return now
-
 
 # --- what a race takes ---
 
@@ -378,8 +252,16 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def plan_words(plan: Plan) -> list[str]:
-    """What fits, what does not, and what it would take."""
+def plan_words(plan: Plan, busy: float = 1.0) -> list[str]:
+    """What fits, what does not, and what it would take; `busy` is that of `costs.py`."""
+    return [*_fitting(plan), *([_others(busy)] if busy > BUSY else [])]
+
+
+def _others(busy: float) -> str:
+    return f"Others are at work on this machine: a CPU second took {busy:.1f} s. All this is as if they were not."
+
+
+def _fitting(plan: Plan) -> list[str]:
     budget, workers = duration(plan.budget), f"{plan.jobs} worker{'s' if plan.jobs > 1 else ''}"
     if plan.design is None:
         told = f"Nothing fits {budget} on {workers}: the smallest race of two takes about {duration(plan.seconds)}"

@@ -196,12 +196,12 @@ class Part:
     @property
     def loss_name(self) -> str:
         """What is called the result."""
-        return "test loss" if self.held_out else "mean loss, last tenth"
+        return "test loss" if self.held_out else "mean loss over the last tenth"
 
     @property
     def score_name(self) -> str:
         """What the search minimised."""
-        return "validation loss" if self.held_out else "mean loss, last tenth"
+        return "validation loss" if self.held_out else "mean loss over the last tenth"
 
     def get(self, name: str) -> Result:
         """The entry of that name."""
@@ -365,7 +365,8 @@ def first_hit(outcome: Outcome, name: str, target: float) -> float:
     for i in range(2, len(curve)):
         last = curve[i - 2 : i + 1]
         if all(value is not None for value in last) and statistics.fmean(v or 0.0 for v in last) <= target:
-            return float(outcome.curve["gradient evaluations"][i] or 0.0)
+            counts = outcome.curve.get("gradient evaluations", outcome.curve["step"])  # records of schema 1 lack them
+            return float(counts[i] or 0.0)
     return math.inf
 
 

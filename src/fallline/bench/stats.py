@@ -78,8 +78,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interva
 
 def band(curves: Array) -> tuple[Array, Array, Array]:
     """Mean and 95 % percentile interval at every point, resampling whole curves, shape (seeds, points)."""
-    picks = np.random.default_rng(0).integers(len(curves), size=(2000, len(curves)))
-    means = curves[picks].mean(axis=1)
+    means = _weights(np.random.default_rng(0), BAND_RESAMPLES, len(curves)) @ curves
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     return curves.mean(axis=0), low, high

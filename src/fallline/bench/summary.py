@@ -1,11 +1,12 @@
 """A race in words: who won where, how sure that is, what it cost, and what weakens it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from fallline.bench.display import clock, difference, number
 from fallline.bench.results import Part, Result, Results
 from fallline.bench.verdict import Word
 
+TRACK_WORDS = {"tuned": "tuned", "defaults": "shipped settings"}
 ORDER: tuple[Word, ...] = ("better", "practically equal", "no evidence", "worse", "too few seeds")
 
 
@@ -14,7 +15,7 @@ def summary(results: Results) -> list[str]:
     told = []
     several = len(results.parts) > 1
     for part in results.parts:
-        where = f"{part.task}, {'shipped settings' if part.track == 'defaults' else 'tuned'}: " if several else ""
+        where = f"{title(part.task, part.track, results.design.tracks)}: " if several else ""
         told += [where + sentence if i == 0 else sentence for i, sentence in enumerate(verdicts(part))]
     told += cost(results)
     return told
@@ -89,3 +90,8 @@ def listed(names: Sequence[str]) -> str:
 def _mean(entry: Result) -> float | None:
     loss = entry.measure("loss")
     return loss.mean if loss else None
+
+
+def title(task: str, track: str, tracks: Collection[str]) -> str:
+    """What a part is called: its task, and its track where there are two."""
+    return f"{task}, {TRACK_WORDS[track]}" if len(tracks) > 1 else task
