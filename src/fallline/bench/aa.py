@@ -226,10 +226,10 @@ def aa_words(found: AA) -> list[str]:
     ]
     if called:
         told += [
-            f"Within the band of practical equivalence lie {found.trifles} of these {called} differences.",
-            "Such a claim is no mistake of the test. The two searches found different settings, and of the settings "
-            "the difference may well be true; of the methods it is not, for there is only one. Seeds cannot see the "
-            "luck of a search; --studies, which repeats it, can.",
+            f"Of the differences claimed, {found.trifles} of {called} lie within the band of practical equivalence.",
+            "Such a claim need be no mistake of the test. The two searches found different settings, and of the "
+            "settings the difference may well be true; of the methods it is not, for there is only one. Seeds cannot "
+            "see the luck of a search; --studies, which repeats it, can.",
         ]
 
     def size(value: float) -> str:

@@ -108,7 +108,8 @@ def fit(client: Any, address: str) -> int:
         for package in MUST_AGREE:
             has = there["packages"].get(package)
             if has != here[package]:
-                raise ValueError(f"the worker {worker} has {package} {has}, and here it is {here[package]}")
+                found = f"{package} {has}" if has else f"no {package}"
+                raise ValueError(f"the worker {worker} has {found}, and here it is {here[package]}")
     return len(threads)
 
 

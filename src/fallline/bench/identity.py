@@ -124,7 +124,7 @@ def _imports(name: str, file: Path, content: bytes) -> Iterator[str]:
         tree = ast.parse(content)
     except (SyntaxError, ValueError):  # what it is not imported for, or it would have failed
         return
-    names: list[str] = []
+    names = [name]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]

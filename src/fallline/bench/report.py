@@ -16,7 +16,7 @@ from fallline.bench.display import difference, number, spread
 from fallline.bench.files import put, stem
 from fallline.bench.results import STEADY, Part, Result, Results
 from fallline.bench.stats import FEW, Interval
-from fallline.bench.summary import cost, duration, listed, title, verdicts
+from fallline.bench.summary import caution, cost, duration, listed, title, verdicts
 from fallline.bench.verdict import Verdict, Word, descriptive
 
 PICTURE_SIZE = (800, 380)
@@ -63,7 +63,7 @@ def page(results: Results, before: Results | None = None) -> str:
         titles=[title(part.task, part.track, results.design.tracks) for part in results.parts],
         entered={entry.name for part in results.parts for entry in part.entries},
         claims=claims(results),
-        costs=cost(results),
+        costs=[*caution(results), *cost(results)],
         runs=sum(len(entry.runs) for part in results.parts for entry in part.entries),
         unsteady=UNSTEADY,
         light=figures.palette(looks, figures.LIGHT),

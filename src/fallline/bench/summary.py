@@ -17,8 +17,20 @@ def summary(results: Results) -> list[str]:
     for part in results.parts:
         where = f"{title(part.task, part.track, results.design.tracks)}: " if several else ""
         told += [where + sentence if i == 0 else sentence for i, sentence in enumerate(verdicts(part))]
+    told += caution(results)
     told += cost(results)
     return told
+
+
+def caution(results: Results) -> list[str]:
+    """What a verdict on tuned settings is about, where one claims a difference."""
+    tuned = [entry for part in results.parts if part.track == "tuned" for entry in part.entries]
+    if not any(entry.verdict and entry.verdict.word in ("better", "worse") for entry in tuned):
+        return []
+    return [
+        f"This compares settings, each the find of one search of {results.design.trials} trials; the luck of a search "
+        "is seen by --studies, which repeats it."
+    ]
 
 
 def verdicts(part: Part) -> list[str]:
