@@ -43,9 +43,7 @@ class Referee:
         small = {"tasks": (task,), "trials": 3, "finalists": 1, "seeds": 2}
         asked = Design(**(small | design), optimizers=optimizers)
         about = {"command": "fallline race", "environment": {"torch": torch.__version__}}
-        return race(
-            asked, self.store, executor or Inline(), ahead=2, about=about, watch=self.watch, heard=self.hear
-        )
+        return race(asked, self.store, executor or Inline(), ahead=2, about=about, watch=self.watch, heard=self.hear)
 
     def hear(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
         self.heard.append(entry)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from stress import contents, hold
 
+import fallline
 from fallline.bench import cluster as module
 from fallline.bench.cluster import cluster, fit, on_worker
 from fallline.bench.race import RaceError
@@ -168,6 +169,23 @@ def test_a_scheduler_that_dies_ends_the_race_with_a_sentence(farm, tmp_path, mon
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_race_whose_last_worker_is_gone_ends_with_a_sentence(farm, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "DESERTED", 2.0)
+    worker = farm.worker()
+
+    def watch(progress):
+        if progress.ran == 1:
+            worker.kill()
+
+    with (
+        Store(tmp_path / "records.sqlite") as store,
+        workplace(farm, 1) as (executor, _),
+        pytest.raises(RaceError, match=r"no worker is left, and for 2 seconds none has come. What had finished is"),
+    ):
+        hold(store, "sgd", executor=executor, watch=watch, **ASKED)
+    assert 1 <= len(contents(tmp_path / "records.sqlite")["runs"]) < 9
+
+
 def test_a_cluster_without_workers_or_with_unfit_ones_is_refused(farm):
     with pytest.raises(ValueError, match="has no workers: dask worker tcp://"), cluster(farm.address):
         pass
@@ -204,19 +222,19 @@ class Client:
     def nthreads(self):
         return dict.fromkeys(self.workers, 1)
 
-    def get_versions(self, packages):
-        assert set(packages) == {"fallline", "torch"}
-        described = {name: {"packages": versions} for name, versions in self.workers.items()}
-        return {"client": {"packages": {"torch": "2.13", "fallline": "0.1"}}, "workers": described}
+    def run(self, function, *arguments, on_error):
+        assert (function(*arguments).keys(), on_error) == ({"fallline", "torch"}, "return")
+        return self.workers
 
 
 def test_workers_have_the_versions_of_the_coordinator():
-    same = {"torch": "2.13", "fallline": "0.1"}
+    same = {"torch": torch.__version__, "fallline": fallline.__version__}
     assert fit(Client(one=same, two=same), "tcp://here:1") == 2
-    with pytest.raises(ValueError, match=r"the worker two has torch 2.12, and here it is 2.13"):
-        fit(Client(one=same, two={**same, "torch": "2.12"}), "tcp://here:1")
-    with pytest.raises(ValueError, match=r"the worker one has no fallline, and here it is 0.1"):
-        fit(Client(one={**same, "fallline": None}), "tcp://here:1")
+    with pytest.raises(ValueError, match=r"the worker two has torch 1.13, and here it is \d"):
+        fit(Client(one=same, two={**same, "torch": "1.13"}), "tcp://here:1")
+    lacking = ModuleNotFoundError("No module named 'fallline'")
+    with pytest.raises(ValueError, match=r"the worker one cannot run anything of ours: No module named 'fallline'"):
+        fit(Client(one=lacking), "tcp://here:1")
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere", "carrier-pigeon://coop:1"])

@@ -11,10 +11,11 @@ import importlib
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, InvalidStateError
 from typing import Any
 
 import torch
@@ -24,8 +25,14 @@ from fallline.bench.race import RaceError
 CONNECT = 10
 """Seconds to wait for the scheduler, at the start and when it falls silent."""
 
-MUST_AGREE = ("fallline", "torch")
-"""Packages whose versions must be the same everywhere."""
+DESERTED = 120.0
+"""Seconds without any worker after which a race ends; others may be on their way."""
+
+VERSIONS = "{name: __import__(name).__version__ for name in ('fallline', 'torch')}"
+"""What must be the same everywhere. A text, as a worker without fallline could not read a function of ours."""
+
+
+GO_ON = "What had finished is kept; the same command goes on from there, without --scheduler on this machine alone"
 
 
 class Workers(Executor):
@@ -34,26 +41,42 @@ class Workers(Executor):
     def __init__(self, client: Any) -> None:
         self._client = client
         self._inner = client.get_executor(pure=False)  # two runs are two, whatever their arguments
+        self._pending: set[Future[Any]] = set()
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As any executor; without a worker it waits for one.
+        """As any executor; without a worker it waits for one, for a while.
 
         Raises:
-            RaceError: the scheduler is gone.
+            RaceError: the scheduler is gone. The future raises it when the workers are.
         """
         while self._client.status == "connecting":  # again, for a while; then it closes
             time.sleep(0.1)
         if self._client.status != "running":
-            raise RaceError(
-                "the dask scheduler is gone. What had finished is kept; the same command goes on from there, "
-                "without --scheduler on this machine alone"
-            )
+            raise RaceError(f"the dask scheduler is gone. {GO_ON}")
         future: Future[Any] = self._inner.submit(on_worker, functools.partial(fn, *args, **kwargs))
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more; the workers stay."""
+        self._over.set()
         self._inner.shutdown(wait=wait and not cancel_futures)
+
+    def _watch(self) -> None:
+        """Give up what is pending when there has been no worker for a while: the scheduler alone would wait for ever."""
+        seen = time.monotonic()
+        while not self._over.wait(min(1.0, DESERTED / 4)):
+            with contextlib.suppress(Exception):  # a client that connects again, or is being closed
+                if self._client.nthreads():
+                    seen = time.monotonic()
+            if time.monotonic() > seen + DESERTED:
+                told = f"no worker is left, and for {DESERTED:g} seconds none has come"
+                for future in list(self._pending):
+                    with contextlib.suppress(InvalidStateError):
+                        future.set_exception(RaceError(f"{told}. {GO_ON}"))
 
 
 def on_worker(work: Callable[[], Any]) -> Any:
@@ -102,14 +125,13 @@ def fit(client: Any, address: str) -> int:
             f"the worker {many[0]} has {threads[many[0]]} threads, and all its runs would draw from one random "
             f"generator: start it with dask worker {address} --nthreads 1 --nworkers N"
         )
-    versions = client.get_versions(packages=list(MUST_AGREE))
-    here = versions["client"]["packages"]
-    for worker, there in versions["workers"].items():
-        for package in MUST_AGREE:
-            has = there["packages"].get(package)
-            if has != here[package]:
-                found = f"{package} {has}" if has else f"no {package}"
-                raise ValueError(f"the worker {worker} has {found}, and here it is {here[package]}")
+    here = eval(VERSIONS)
+    for worker, there in client.run(eval, VERSIONS, on_error="return").items():
+        if isinstance(there, Exception):
+            raise ValueError(f"the worker {worker} cannot run anything of ours: {there}")
+        for package, version in here.items():
+            if there[package] != version:
+                raise ValueError(f"the worker {worker} has {package} {there[package]}, and here it is {version}")
     return len(threads)
 
 
