@@ -66,7 +66,7 @@ class Workers(Executor):
         self._inner.shutdown(wait=wait and not cancel_futures)
 
     def _watch(self) -> None:
-        """Give up what is pending when there has been no worker for a while: the scheduler alone would wait for ever."""
+        """Give up what is pending when there has been no worker for a while: a scheduler would wait for ever."""
         seen = time.monotonic()
         while not self._over.wait(min(1.0, DESERTED / 4)):
             with contextlib.suppress(Exception):  # a client that connects again, or is being closed
