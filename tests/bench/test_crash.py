@@ -369,10 +369,18 @@ def test_a_task_that_changes_in_mid_race_ends_it(store, tmp_path, change, told):
     assert len(contents(store.path)["runs"]) == 2
 
 
-def test_a_worker_says_that_it_has_not_the_code_of_the_race():
-    run = Run("sprint:Sprint", "sgd", {"lr": 0.1}, 0)
-    with pytest.raises(RaceError, match="other code or data"):
-        attempt(run, "another code")
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        ("sgd", "has other code or data for sgd on sprint:Sprint than this race began with"),
+        ("nowhere:Mine", "cannot run nowhere:Mine on sprint:Sprint: No module named 'nowhere'"),
+        ("stress:Mine@linear", "cannot run stress:Mine@linear on sprint:Sprint: module 'stress' has no attribute"),
+        ("stress:Wide@constant#2", "has other code or data"),
+    ],
+)
+def test_a_worker_says_that_it_has_not_the_code_of_the_race(optimizer, told):
+    with pytest.raises(RaceError, match=told):
+        attempt(Run("sprint:Sprint", optimizer, {"lr": 0.1}, 0), "another code")
 
 
 def test_a_choice_that_a_second_attempt_overrules_leaves_no_runs_of_the_first_in_the_race(tmp_path):

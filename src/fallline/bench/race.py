@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import itertools
 import platform
 from collections import Counter, deque
@@ -533,9 +534,10 @@ def attempt(run: Run, code: str, checkpoint: Checkpoint | None = None) -> Outcom
     """
     where = f"a worker on {platform.node() or 'some machine'}"
     try:
-        task = get_task(run.task)
-        get_contender(run.optimizer)
-        checksum(task)
+        checksum(get_task(run.task))
+        module, colon, name = run.optimizer.partition(":")
+        if colon:
+            getattr(importlib.import_module(module), name.partition("@")[0].partition("#")[0])
     except Exception as error:
         raise RaceError(f"{where} cannot run {run.optimizer} on {run.task}: {error}") from error
     try:
