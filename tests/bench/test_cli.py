@@ -1,6 +1,7 @@
 """The command line: what it says, and how it stops."""
 
 import ast
+import json
 import os
 import re
 import signal
@@ -165,3 +166,48 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
     assert found.missing == 0
     for entry in found.parts[0].entries:
         assert entry.label in again.stdout
+
+
+def test_a_task_of_ones_own_from_the_template_to_the_paper(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "Written: my_task.py" in call("new", "task")[1]
+    Path("spaces.toml").write_text("[sgd]\nlr = [0.01, 0.1]\nmomentum = 0.5\n", encoding="utf-8")
+    small = ["--trials", "2", "--finalists", "1", "--seeds", "2", "--jobs", "1", "--spaces", "spaces.toml"]
+    race = ["race", "./my_task.py", "--optimizers", "sgd,adamw", *small, "--log", "jsonl"]
+    code, output = call(*race, "--studies", "2")
+    assert code == 0, output
+    assert "Study 2, race seed 1" in output
+    assert "over studies" in output
+    assert len(Path("runs/log.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * 8
+    assert Path("runs/my_task.html").exists()
+    with Store(Path("runs") / commands.DATABASE) as store:
+        (part,) = results(store, store.last_race("my_task.py")).parts
+    assert part.get("sgd").chosen["momentum"] == 0.5
+    assert 0.01 <= part.get("sgd").chosen["lr"] <= 0.1
+
+    for form, names in {"md": ["my_task.md"], "csv": ["my_task-runs.csv", "my_task-curves.csv"]}.items():
+        code, output = call("report", "--format", form)
+        assert code == 0, output
+        assert all(Path("runs", name).exists() for name in names)
+    assert call("report", "--against", f"runs/{commands.DATABASE}")[0] == 0
+    assert "What changed" in Path("runs/my_task.html").read_text(encoding="utf-8")
+    Store(Path("other.sqlite")).__exit__()
+    code, output = call("merge", "other.sqlite", f"runs/{commands.DATABASE}")
+    assert (code, "16 new runs, 2 new races" in output) == (0, True)
+
+
+def test_a_plan_is_a_command_that_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output = call("plan", "sprint:Sprint", "--optimizers", "sgd,adamw", "--budget", "1h", "--jobs", "2")
+    assert code == 0, output
+    assert "fallline race sprint:Sprint --optimizers sgd,adamw --trials 75 --seeds 10" in output
+    assert "a budget is a time" in call("plan", "--budget", "soon")[1]
+
+
+def test_twins_are_raced_and_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = ["--trials", "2", "--finalists", "1", "--seeds", "6", "--jobs", "1"]
+    code, output = call("race", "sprint:Sprint", "--aa", "2", *small)
+    assert code == 0, output
+    assert "called different" in output
+    assert len(json.loads(Path("runs/aa.json").read_text(encoding="utf-8"))["tasks"][0]["races"]) == 2

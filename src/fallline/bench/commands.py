@@ -303,7 +303,7 @@ def report(
     """
     if not (out / DATABASE).exists():
         raise typer.BadParameter(f"there are no records in {out}; fallline race makes some.", param_hint="--out")
-    with readable_errors(), Store(out / DATABASE) as store:
+    with readable_errors(), Store(out / DATABASE, read_only=True) as store:
         written = store.last_race(task)
         if written is None:
             raise RaceError(f"there is no race{f' on {task}' if task else ''} in {out}; fallline race makes one.")
@@ -319,7 +319,7 @@ def report(
             for path in export(found, format.value, out):
                 console.print(f"Written: {path}", soft_wrap=True)
         elif against is not None:
-            with Store(existing(against)) as other:
+            with Store(existing(against), read_only=True) as other:
                 before = other.last_race(task)
                 if before is None:
                     raise RaceError(f"there is no race{f' on {task}' if task else ''} in {against}.")

@@ -535,6 +535,7 @@ def attempt(run: Run, code: str, checkpoint: Checkpoint | None = None) -> Outcom
     where = f"a worker on {platform.node() or 'some machine'}"
     try:
         checksum(get_task(run.task))
+        get_contender(run.optimizer)
         module, colon, name = run.optimizer.partition(":")
         if colon:
             getattr(importlib.import_module(module), name.partition("@")[0].partition("#")[0])
