@@ -43,6 +43,7 @@ def call(*arguments):
         (("race", "--tracks", "tune"), "no track 'tune'; did you mean tuned?"),
         (("race", "--baseline", "adm", "--optimizers", "sgd,adam"), "did you mean adam?"),
         (("race", "--optimizers", "sgd@cosin"), "no schedule 'cosin'; did you mean cosine?"),
+        (("race", "--device", "abacus"), "invalid value for --device"),
         (("race", "--schedules", "all"), "'all' is not one of"),
         (("race", "--spaces", "none.toml"), "none.toml"),
         (("race", "--log", "tensorbord", "--trials", "1"), "did you mean tensorboard?"),

@@ -12,6 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -234,7 +235,7 @@ def race(
         until_decided=until_decided,
         extend=extend,
         spaces=plain_spaces(spaces),
-        device=device,
+        device=checked_device(device),
     )
     workers = jobs or available_cores()
     with (
@@ -376,7 +377,7 @@ def plan(
         optimizers=checked_names(optimizers),
         tracks=checked_tracks(tracks),
         spaces=plain_spaces(spaces),
-        device=device,
+        device=checked_device(device),
     )
     with readable_errors():
         costs, excused, start_up = measure_all(asked)
@@ -549,6 +550,15 @@ def checked_tracks(tracks: str) -> tuple[str, ...]:
     if not names:
         raise typer.BadParameter("name at least one track.", param_hint="--tracks")
     return names
+
+
+def checked_device(name: str) -> str:
+    """A device that is there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from error
+    return name
 
 
 def plain_spaces(path: Path | None) -> dict[str, dict[str, Any]]:
