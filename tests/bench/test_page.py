@@ -211,7 +211,7 @@ def test_nothing_is_wider_than_a_telephone_and_the_matrix_scrolls_in_its_own_box
     beyond = """[...document.querySelectorAll("main *")].filter(element =>
         !element.closest(".scroll, .contents, svg") && element.getBoundingClientRect().right > 390)"""
     visit.page.wait_for_function(f"{beyond}.length === 0")  # figures are fitted to a new width in a moment
-    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+    visit.page.wait_for_function("document.documentElement.scrollWidth === 390")
     assert visit.page.evaluate("document.querySelector('.scroll').scrollWidth") > 390
 
 
