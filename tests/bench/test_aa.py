@@ -12,9 +12,10 @@ from twins import Valley
 
 from fallline.bench import results as module
 from fallline.bench import stats
-from fallline.bench.aa import CALLED, aa_line, aa_results, aa_table, aa_words, write_aa
+from fallline.bench.aa import aa_line, aa_results, aa_table, aa_words, write_aa
 from fallline.bench.results import results
 from fallline.bench.studies import studies, studies_table, studies_words
+from fallline.bench.verdict import CLAIMS
 
 RACES = 150
 
@@ -37,13 +38,13 @@ def printed(thing):
 def test_without_luck_of_the_search_twins_are_told_apart_no_oftener_than_the_test_allows():
     found = [Valley(fixed_lr=0.1).results(seed) for seed in range(RACES)]
     (aa,) = aa_results(found)
-    called = sum(aa.words[word] for word in CALLED)
+    called = sum(aa.words[word] for word in CLAIMS)
     assert binomtest(called, RACES, 0.05, alternative="greater").pvalue > 0.01
     assert called > 0  # a rule that never speaks would pass, too
     # All of the spread between the two is then the seeds', up to the error of its estimate.
     assert aa.searches == pytest.approx(aa.seeds, rel=0.15)
     assert aa.luck < 0.25
-    assert aa.share(*CALLED).low <= 0.05
+    assert aa.share(*CLAIMS).low <= 0.05
 
 
 def test_the_luck_of_the_search_is_seen_and_has_the_size_that_it_has():
@@ -58,9 +59,9 @@ def test_the_luck_of_the_search_is_seen_and_has_the_size_that_it_has():
     assert math.sqrt(aa.searches**2 - aa.seeds**2) == pytest.approx(truly, rel=0.15)
     assert aa.luck == pytest.approx(1 - (aa.seeds / aa.searches) ** 2)
     # The claims are true of the settings, which the words must say, and far more than 5 %.
-    assert aa.share(*CALLED).low > 0.05
+    assert aa.share(*CLAIMS).low > 0.05
     right = [
-        (gap < 0) == (duel.word == "better") for gap, duel in zip(gaps, aa.duels, strict=True) if duel.word in CALLED
+        (gap < 0) == (duel.word == "better") for gap, duel in zip(gaps, aa.duels, strict=True) if duel.word in CLAIMS
     ]
     assert statistics.fmean(right) > 0.9
 
@@ -118,7 +119,7 @@ def test_a_race_of_twins_that_came_to_nothing_is_told_as_that():
     twin.seeds, twin.verdict = {}, None
     (aa,) = aa_results([held])
     assert aa.judged == []
-    assert (aa.share(*CALLED), aa.searches, aa.luck) == (None, None, None)
+    assert (aa.share(*CLAIMS), aa.searches, aa.luck) == (None, None, None)
     assert aa_words(aa) == ["No race has come to a verdict."]
     assert "no verdict" in aa_line(held)
     assert "called different" in printed(aa_table(aa))
@@ -134,7 +135,7 @@ def test_twins_without_a_search_are_refused():
 def test_the_words_are_plain_about_what_a_claim_is():
     (aa,) = aa_results([Valley().results(seed) for seed in range(8)])
     said = " ".join(aa_words(aa))
-    called = sum(aa.words[word] for word in CALLED)
+    called = sum(aa.words[word] for word in CLAIMS)
     assert called > 0
     assert f"SGD was called different from itself in {called} of 8 races" in said
     assert "need be no mistake of the test" in said

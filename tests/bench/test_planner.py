@@ -8,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fallline.bench import contenders
 from fallline.bench import costs as timing
 from fallline.bench.costs import Excused, busy, measure, measure_all
 from fallline.bench.design import Design
@@ -276,9 +277,9 @@ def test_the_threads_of_torch_are_as_they_were_before():
 
 def test_costs_are_taken_with_the_spaces_of_the_race(monkeypatch):
     made = []
-    contender = timing.get_contender("sgd")
+    contender = contenders.get_contender("sgd")
     spying = dataclasses.replace(contender, make=lambda p, s, h: made.append(dict(s)) or contender.make(p, s, h))
-    monkeypatch.setattr(timing, "get_contender", lambda name: spying)
+    monkeypatch.setattr(contenders, "get_contender", lambda name: spying)
     measure("sprint:Sprint", "sgd", {"sgd": {"momentum": 0.5, "lr": {"low": 0.01, "high": 1.0, "scale": "log"}}})
     assert made[0]["momentum"] == 0.5
     assert made[0]["lr"] == pytest.approx(0.1)

@@ -23,12 +23,9 @@ from fallline.bench.files import put
 from fallline.bench.results import STEADY, Part, Result, Results
 from fallline.bench.spaces import Setting
 from fallline.bench.stats import Interval, share_interval
-from fallline.bench.verdict import Word
+from fallline.bench.verdict import CLAIMS, Word
 
 WORDS: tuple[Word, ...] = get_args(Word)
-CALLED: tuple[Word, ...] = ("better", "worse")
-"""The words that claim a difference."""
-
 ALPHA = 0.05
 TWINS = ("sgd", "sgd#2")
 
@@ -64,7 +61,7 @@ class Duel:
     @property
     def called(self) -> bool:
         """Whether a difference was claimed."""
-        return self.word in CALLED
+        return self.word in CLAIMS
 
 
 @dataclass(frozen=True)
@@ -204,8 +201,8 @@ def aa_table(found: AA) -> Table:
         table.add_column(heading, justify="right" if heading == "races" else "left")
     for word in WORDS:
         table.add_row(word, str(found.words[word]), _share(found.share(word)))
-    called = sum(found.words[word] for word in CALLED)
-    table.add_row("called different", str(called), _share(found.share(*CALLED)), style="bold")
+    called = sum(found.words[word] for word in CLAIMS)
+    table.add_row("called different", str(called), _share(found.share(*CLAIMS)), style="bold")
     return table
 
 
@@ -215,10 +212,10 @@ def _share(share: Interval | None) -> str:
 
 def aa_words(found: AA) -> list[str]:
     """What the table means, and how far wall times can be trusted."""
-    share, apart, by_seeds = found.share(*CALLED), found.searches, found.seeds
+    share, apart, by_seeds = found.share(*CLAIMS), found.searches, found.seeds
     if share is None or apart is None or by_seeds is None:
         return ["No race has come to a verdict."]
-    called = sum(found.words[word] for word in CALLED)
+    called = sum(found.words[word] for word in CLAIMS)
     races = f"{len(found.judged)} race{'s' if len(found.judged) > 1 else ''}"
     told = [
         f"{found.label} was called different from itself in {called} of {races}; "
@@ -256,7 +253,7 @@ def write_aa(found: Sequence[AA], folder: Path, environment: Mapping[str, str]) 
 
 def aa_plain(found: AA) -> dict[str, Any]:
     """Ready for JSON."""
-    share = found.share(*CALLED)
+    share = found.share(*CLAIMS)
     return {
         "task": found.task,
         "method": found.label,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fallline
 from fallline.arturo import PUBLISHED
 from fallline.bench.names import unknown
-from fallline.bench.spaces import Choice, Range, Setting, Space, as_plain
+from fallline.bench.spaces import Choice, Range, Setting, Space, as_plain, dimension
 from fallline.bench.tasks import Schedule, Task
 
 
@@ -349,6 +349,12 @@ def _get_entry(name: str) -> Contender:
     return Contender(
         name, label, plain(name), {"lr": ANY_LR}, source="no entry of its own: lr alone, over a wide range"
     )
+
+
+def entered(name: str, task: Task, spaces: Mapping[str, Mapping[str, Any]]) -> Contender:
+    """A contender as it races on a task, with what `spaces`, in plain values, changes in its search space."""
+    changes = {setting: dimension(value) for setting, value in spaces.get(name, {}).items()}
+    return get_contender(name).on(task).searching(changes)
 
 
 def under_schedules(names: Iterable[str], which: str) -> tuple[str, ...]:

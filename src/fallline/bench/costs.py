@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from fallline.bench.contenders import get_contender
+from fallline.bench.contenders import entered
 from fallline.bench.design import Design
 from fallline.bench.overhead import one_thread
 from fallline.bench.seeds import generator, seed_torch
-from fallline.bench.spaces import dimension
 from fallline.bench.tasks import get_task
 from fallline.bench.train import Gradients, evaluate, to_device
 
@@ -62,9 +61,7 @@ def measure(task_name: str, optimizer_name: str, spaces: Mapping[str, Mapping[st
         ValueError: it cannot run on this task, and why.
     """
     task = get_task(task_name)
-    contender = get_contender(optimizer_name).on(task)
-    changes = spaces.get(optimizer_name, spaces.get(contender.name, {}))
-    contender = contender.searching({name: dimension(value) for name, value in changes.items()})
+    contender = entered(optimizer_name, task, spaces)
     settings = {**contender.fixed, **{name: there.at(0.5) for name, there in contender.space.items()}}
     now = _clock(device)
 

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from fallline.bench.seeds import derive
 from fallline.bench.spaces import Choice, Range, Setting, Side, edge
 from fallline.bench.verdict import Pairs
 
@@ -17,6 +18,9 @@ Stage = Literal["default", "trial", "choice", "seed"]
 """Shipped settings on the confirming seeds; points of the search; reruns of the best of them; the confirming seeds."""
 
 STAGES: tuple[Stage, ...] = ("default", "trial", "choice", "seed")
+CONFIRMING: tuple[Stage, ...] = ("default", "seed")
+"""They share their seeds, and they alone look at the test set."""
+
 TRACKS = ("tuned", "defaults")
 
 LOOKS = (1, 2, 4)
@@ -74,10 +78,28 @@ class Design:
         """Trials before a look at the edges."""
         return self.trials - math.floor(EXTENSION * self.trials) if self.extend else self.trials
 
+    def runs_wanted(self, trials: int, lost: int, seeds: int) -> int:
+        """How many runs of tuned settings an optimizer makes on a task, as far as can be known by now.
+
+        Args:
+            trials: those that are done; once all are lost, nothing follows.
+            lost: those of them that were lost.
+            seeds: confirming seeds.
+        """
+        going_on = trials - lost if trials == self.trials else self.trials
+        if not going_on:
+            return self.trials
+        return self.trials + min(self.finalists, going_on) * self.reruns_each + seeds
+
     @property
     def reruns_each(self) -> int:
         """Reruns of a finalist."""
         return self.reruns if self.finalists > 1 else 0
+
+
+def run_seed(design: Design, stage: str, number: int) -> int:
+    """The seed of the `number`-th run of a stage, whose optimizer it does not depend on: that makes pairs."""
+    return derive(design.seed, "seed" if stage in CONFIRMING else stage, number)
 
 
 class Scored(Protocol):

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fallline.bench.design import run_seed
 from fallline.bench.display import difference, number, spread
 from fallline.bench.files import put, stem
 from fallline.bench.names import needed
 from fallline.bench.prints import as_png, draw
 from fallline.bench.results import LEVELS, Across, Part, Result, Results
-from fallline.bench.seeds import derive
 from fallline.bench.spaces import Setting
 from fallline.bench.stats import FEW, Interval
 from fallline.bench.summary import listed, summary
@@ -350,8 +350,8 @@ class _Run:
 def _runs(results: Results, part: Part, entry: Result) -> Iterator[_Run]:
     """All runs of an entry, stage by stage."""
 
-    def seed(stage: str, number: int) -> int:  # as `plan_run` of race.py gives it
-        return derive(results.design.seed, stage, number)
+    def seed(stage: str, number: int) -> int:
+        return run_seed(results.design, stage, number)
 
     for n, (settings, outcome) in entry.trials.items():
         yield _Run("trial", n, 0, seed("trial", n), settings, outcome)
@@ -360,7 +360,7 @@ def _runs(results: Results, part: Part, entry: Result) -> Iterator[_Run]:
             yield _Run("choice", n, repeat, seed("choice", repeat), entry.trials[n][0], outcome)
     stage = "seed" if part.track == "tuned" else "default"
     for n, outcome in entry.seeds.items():
-        yield _Run(stage, n, 0, seed("seed", n), entry.chosen or {}, outcome)
+        yield _Run(stage, n, 0, seed(stage, n), entry.chosen or {}, outcome)
 
 
 def _place(results: Results, part: Part, entry: Result) -> dict[str, Value]:

@@ -16,15 +16,15 @@ from typing import Any, TypeVar
 
 from fallline.bench import design as decide
 from fallline.bench.checkpoint import Checkpoint, discard
-from fallline.bench.contenders import Contender, get_contender
+from fallline.bench.contenders import Contender, entered, get_contender
 from fallline.bench.design import Design
 from fallline.bench.identity import checksum, fingerprint, race_id, run_key
 from fallline.bench.record import Entry, Race, Store, now
 from fallline.bench.seeds import derive, generator, seed_torch
-from fallline.bench.spaces import Range, Setting, as_plain, dimension, extended, trials
+from fallline.bench.spaces import Range, Setting, as_plain, extended, trials
 from fallline.bench.tasks import Task, get_task
 from fallline.bench.train import Gradients, Outcome, Run, train
-from fallline.bench.verdict import judge
+from fallline.bench.verdict import SETTLED, judge
 
 T = TypeVar("T")
 
@@ -96,11 +96,11 @@ class Lane:
 
     @property
     def wanted(self) -> int:
-        """Runs in all, as far as can be known: an optimizer whose trials all fail goes no further."""
-        total = len(self.plan) + (self.design.seeds if self.has_defaults else 0)
-        if self.plan and not (self.tuned and self.chosen is None):
-            finalists = len(self.finalists) if self.tuned else min(self.design.finalists, len(self.plan))
-            total += finalists * self.design.reruns_each + self.seeds_wanted
+        """Runs in all, as far as can be known."""
+        total = self.design.seeds if self.has_defaults else 0
+        if self.plan:
+            lost = sum(outcome.lost for outcome in self.trials.values())
+            total += self.design.runs_wanted(len(self.trials), lost, self.seeds_wanted)
         return total
 
     @property
@@ -111,7 +111,7 @@ class Lane:
     @property
     def runs(self) -> int:
         """Runs whose outcome is known."""
-        return len(self.trials) + sum(map(len, self.reruns.values())) + len(self.seeds) + len(self.defaults)
+        return len(self.outcomes)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -311,9 +311,7 @@ def undecided(progress: Progress, task: str) -> list[Entry]:
     band = decide.equivalence(on.equivalence, initial, decide.best_loss(confirmed))
     verdicts = judge(decide.pairs(losses, against), band, looks=len(design.looks))
     open_ones = [
-        name
-        for name, verdict in verdicts.items()
-        if verdict.word in ("no evidence", "too few seeds") and lanes[name].seeds_wanted == at
+        name for name, verdict in verdicts.items() if verdict.word not in SETTLED and lanes[name].seeds_wanted == at
     ]
     more = []
     for name in [against, *open_ones] if open_ones else []:
@@ -439,9 +437,7 @@ def line_up(design: Design) -> Progress:
     progress = Progress(design, {}, {})
     for where, name in itertools.product(design.tasks, design.optimizers):
         task = get_task(where)
-        contender = get_contender(name).on(task)
-        changes = design.spaces.get(name, design.spaces.get(contender.name, {}))
-        contender = contender.searching({setting: dimension(value) for setting, value in changes.items()})
+        contender = entered(name, task, design.spaces)
         seed_torch(0, "rehearsal")
         if excuse := contender.excuse(task.model()):
             progress.left_out.setdefault(where, {})[name] = excuse
@@ -462,7 +458,7 @@ def line_up(design: Design) -> Progress:
     for where in design.tasks:
         if not any(task == where for task, _ in progress.lanes):
             raise RaceError(f"nobody is left to race on {where}: " + "; ".join(progress.left_out[where].values()))
-    seeds = [derive(design.seed, stage, n) for stage in decide.STAGES[1:] for n in range(max(design.looks))]
+    seeds = [decide.run_seed(design, stage, n) for stage in decide.STAGES[1:] for n in range(max(design.looks))]
     assert len(set(seeds)) == len(seeds)  # two runs of one seed would count twice
     return progress
 
@@ -519,10 +515,9 @@ def write_down(design: Design, store: Store, progress: Progress, about: dict[str
 
 def plan_run(design: Design, entry: Entry, lane: Lane) -> Run:
     """The run of an entry. Its seed does not depend on the optimizer: that makes pairs."""
-    confirming = entry.stage in ("seed", "default")
-    number = entry.repeat if entry.stage == "choice" else entry.number
-    seed = derive(design.seed, "seed" if confirming else entry.stage, number)
-    return Run(entry.task, entry.optimizer, lane.settings(entry), seed, test=confirming, device=design.device)
+    seed = decide.run_seed(design, entry.stage, entry.repeat if entry.stage == "choice" else entry.number)
+    test = entry.stage in decide.CONFIRMING
+    return Run(entry.task, entry.optimizer, lane.settings(entry), seed, test=test, device=design.device)
 
 
 def attempt(run: Run, code: str, checkpoint: Checkpoint | None = None) -> Outcome:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fallline.bench.design import CONFIRMING
 from fallline.bench.train import Outcome, Run
 
 PATIENCE = 30.0
@@ -231,7 +232,7 @@ class Store:
             race_id,
         )
         for task, optimizer, stage, number, repeat, settings, seed, outcome in rows:
-            run = Run(task, optimizer, json.loads(settings), seed, test=stage in ("default", "seed"))
+            run = Run(task, optimizer, json.loads(settings), seed, test=stage in CONFIRMING)
             yield Entry(task, optimizer, stage, number, repeat), run, Outcome(**json.loads(outcome))
 
     def merge(self, other: Path) -> Merged:

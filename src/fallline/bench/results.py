@@ -315,19 +315,13 @@ def _rank(entry: Result) -> tuple[bool, int, float]:
 
 
 def lacking(design: Design, part: Part) -> int:
-    """Runs that a comparison still lacks: the rule of `race.Lane.wanted`, on records."""
-    total = 0
-    for entry in part.entries:
-        if part.track == "defaults":
-            total += design.seeds - len(entry.seeds)
-            continue
-        total += design.trials - len(entry.trials)
-        if len(entry.trials) == design.trials and entry.chosen is None:
-            continue
-        going_on = design.trials - entry.lost_trials if len(entry.trials) == design.trials else design.trials
-        reruns = min(design.finalists, going_on) * design.reruns_each
-        total += reruns - sum(map(len, entry.reruns.values())) + max(0, design.seeds - len(entry.seeds))
-    return total
+    """Runs that a comparison still lacks."""
+    if part.track == "defaults":
+        return sum(design.seeds - len(entry.seeds) for entry in part.entries)
+    return sum(
+        design.runs_wanted(len(entry.trials), entry.lost_trials, max(design.seeds, len(entry.seeds))) - len(entry.runs)
+        for entry in part.entries
+    )
 
 
 def best_of(part: Part, entry: Result) -> BestOf | None:

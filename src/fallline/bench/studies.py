@@ -17,7 +17,7 @@ from fallline.bench.display import difference, spread
 from fallline.bench.results import Part, Results
 from fallline.bench.stats import FEW, Interval, fewest_seeds, holm, interval, sign_flip, smallest_p
 from fallline.bench.summary import listed
-from fallline.bench.verdict import Word, judge
+from fallline.bench.verdict import CLAIMS, Word, judge
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def studies_words(rows: Sequence[Study]) -> list[str]:
         here = [row for row in rows if row.place == place]
         against = here[0].against
         where = f"{place}: " if len(here) < len(rows) else ""
-        for word in ("better", "worse"):
+        for word in CLAIMS:
             if names := [row.label for row in here if row.word == word]:
                 verb = "is" if len(names) == 1 else "are"
                 told.append(
@@ -162,6 +162,6 @@ def studies_words(rows: Sequence[Study]) -> list[str]:
         if all(row.word == "too few seeds" for row in here):
             enough = fewest_seeds(ALPHA, len(here))
             told.append(f"{where}{count} studies are too few to tell anyone from {against}; {enough} can.")
-        elif all(row.word not in ("better", "worse") for row in here):
+        elif all(row.word not in CLAIMS for row in here):
             told.append(f"{where}no evidence of a difference to {against} over studies.")
     return told

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from fallline.bench.display import clock, difference, number
 from fallline.bench.results import Part, Result, Results
-from fallline.bench.verdict import Word
+from fallline.bench.verdict import CLAIMS, Word
 
 TRACK_WORDS = {"tuned": "tuned", "defaults": "shipped settings"}
 ORDER: tuple[Word, ...] = ("better", "practically equal", "no evidence", "worse", "too few seeds")
@@ -25,7 +25,7 @@ def summary(results: Results) -> list[str]:
 def caution(results: Results) -> list[str]:
     """What a verdict on tuned settings is about, where one claims a difference."""
     tuned = [entry for part in results.parts if part.track == "tuned" for entry in part.entries]
-    if not any(entry.verdict and entry.verdict.word in ("better", "worse") for entry in tuned):
+    if not any(entry.verdict and entry.verdict.word in CLAIMS for entry in tuned):
         return []
     return [
         f"This compares settings, each the find of one search of {results.design.trials} trials; the luck of a search "
@@ -55,7 +55,7 @@ def _of(word: Word, them: Sequence[Result], part: Part) -> str:
     names = listed([_with_difference(entry, scale) for entry in them])
     verb = "is" if len(them) == 1 else "are"
     assert part.baseline is not None  # verdicts are against it
-    if word in ("better", "worse"):
+    if word in CLAIMS:
         return f"{names} {verb} {word} than {part.baseline.label}."
     if word == "practically equal":
         band = difference(part.band, scale).lstrip("+")

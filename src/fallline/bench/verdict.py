@@ -29,7 +29,10 @@ from fallline.bench.stats import (
 )
 
 Word = Literal["better", "worse", "practically equal", "no evidence", "too few seeds"]
-SETTLED: tuple[Word, ...] = ("better", "worse", "practically equal")
+CLAIMS: tuple[Word, ...] = ("better", "worse")
+"""The words that claim a difference."""
+
+SETTLED: tuple[Word, ...] = (*CLAIMS, "practically equal")
 
 MATRIX_SEEDS = 11
 """Fewer seeds cannot carry a test through Holm's adjustment for the 28 pairs of eight optimizers."""
