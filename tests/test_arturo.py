@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import fields
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from bits import assert_bits
 from fallline import ArTuRO
+from fallline._trust_region import Moments, TrustRegion
 from fallline.arturo import filter_
 from problem import at, batch_losses, lists, start, vector
 from reference import arturo as reference
@@ -134,11 +136,12 @@ def test_worked_example(dtype: torch.dtype, tolerance: float) -> None:
     assert optimizer.active.item() is True
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-6)])
-def test_newton_has_the_printed_iterates_and_keeps_the_bound_after_each(dtype: torch.dtype, tolerance: float) -> None:
-    for iters, eta in enumerate([1.3030975084, 1.3229468493, ETA, ETA]):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-6)])
+def test_three_moments_and_an_end_are_all_of_two_weights(dtype: torch.dtype, tolerance: float) -> None:
+    """Gauss-Radau quadrature is exact for two atoms: with no pass over the weights or with many, one multiplier."""
+    for iters in range(4):
         optimizer, x = example(dtype, newton_iters=iters)
-        assert optimizer.eta.item() == pytest.approx(eta, rel=tolerance)
+        assert optimizer.eta.item() == pytest.approx(ETA, rel=tolerance)
         delta = (x - parameter(AT, dtype)).double()
         assert (vector(MODEL["precision"]) * delta.square()).sum().item() / 2 == pytest.approx(0.01, rel=10 * tolerance)
 
@@ -400,7 +403,7 @@ def test_the_multiplier_is_that_of_the_reference() -> None:
             assert delta.tolist() == pytest.approx([t.delta(wanted) for t in terms], rel=1e-8, abs=1e-300)
 
 
-@pytest.mark.parametrize("iters", [0, 1, 3])
+@pytest.mark.parametrize("iters", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_bound_holds_and_is_used_with_any_number_of_newton_steps(dtype: torch.dtype, iters: int) -> None:
     for seed in SEEDS:
@@ -415,6 +418,46 @@ def test_the_bound_holds_and_is_used_with_any_number_of_newton_steps(dtype: torc
         assert divergence(g, h, precision, optimizer.eta.item()) >= min(
             settings["lr"], divergence(g, h, precision, 0.0)
         ) * (1 - (1e-12 if dtype == torch.float64 else 1e-4))
+
+
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str)
+def test_moments_keep_the_bound_and_use_most_of_it(dtype: torch.dtype, slack: float) -> None:
+    """Whatever the distribution of the curvatures; all of it where there are two weights."""
+    shares: dict[bool, list[float]] = {}
+    for seed in SEEDS:
+        model, settings = problem(seed, dtype=dtype)
+        optimizer, delta = solve(model, **settings)
+        g, h, precision = problem_terms(model, settings)
+        kl = (precision * delta.square()).sum().item() / 2
+        assert kl <= settings["lr"]
+        assert optimizer.kl.item() == pytest.approx(kl, rel=1e-4)
+        most = min(settings["lr"], divergence(g, h, precision, 0.0))
+        assert divergence(g, h, precision, optimizer.eta.item()) <= most * (1 + slack)  # not below the exact one
+        shares.setdefault(len(g) <= 2, []).append(kl / most)
+    assert min(shares[True]) > 1 - 1e-4
+    assert min(shares[False]) > 0.05
+    assert statistics.median(shares[False]) > 0.5
+
+
+def test_atoms_bound_the_divergence_from_both_sides() -> None:
+    """Gauss-Radau quadrature of a completely monotone function: above with the lower end, below with the upper."""
+    group = SimpleNamespace(
+        lr=1.0, params=[None], owners=[torch.zeros(50)], multiplier=vector([0.0])[0], slope=[vector([0.0])]
+    )
+    region = TrustRegion([group], "global", squared=True)
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        w = torch.randn(50, generator=generator, dtype=torch.float64).mul(seed / 16).exp()
+        s = torch.randn(50, generator=generator, dtype=torch.float64).mul(2).exp()
+        row = [s.sum(), (s * w).sum(), (s * w * w).sum(), -w.min(), w.max(), torch.zeros(())]
+        moments = Moments(*[torch.as_tensor(x, dtype=torch.float64).view(1) for x in row])
+        for end, above in ((moments.low, True), (moments.high, False)):
+            weights, nodes = (x[0] for x in region._atoms(moments, end))
+            for power in range(3):
+                torch.testing.assert_close((weights * nodes**power).sum(), row[power])
+            for eta in (1e-3, 1.0, 1e3):
+                phi, by_atoms = ((m / (n + eta) ** 2).sum().item() for m, n in ((s, w), (weights, nodes)))
+                assert by_atoms >= phi * (1 - 1e-12) if above else by_atoms <= phi * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -442,7 +485,7 @@ def test_tiny_gradients_are_a_newton_step_and_a_line_where_there_is_no_curvature
         model, settings = problem(seed, dtype=dtype)
         model["intercept"] = model["intercept"] * 1e-30
         g, h, precision = problem_terms(model, settings)
-        optimizer, delta = solve(model, **settings)
+        optimizer, delta = solve(model, **settings, newton_iters=8)
         if settings["reg_weight"] > 0:  # h > 0
             torch.testing.assert_close(delta, -g / h, rtol=1e-5, atol=0)
             assert optimizer.eta.item() == 0
@@ -461,7 +504,8 @@ def test_gradients_of_very_different_size(dtype: torch.dtype) -> None:
     }
     _, delta = solve(model, lr=0.5, reg_weight=0.0)
     assert delta[0].item() == pytest.approx(-math.sqrt(0.5), rel=1e-5)
-    assert (delta[1:4] < 0).all()
+    assert (delta[1:3] < 0).all()
+    assert delta[3] <= 0  # 1e-30 of 1e15 is below float32
     assert delta[4] == 0
     assert (model["precision"].double() * delta.square()).sum() <= 1.0
 
@@ -494,34 +538,6 @@ def test_squares_may_overflow() -> None:
         kl = (1e-10 * delta.square()).sum().item() / 2
         assert 0.1 < kl <= 0.5 * (1 + 1e-6)  # 1e-10 is not a float32
         assert delta.sign().tolist() == [-1.0, 1.0]
-
-
-def test_the_lower_bound_is_the_best_of_those_of_all_of_each_tensor_and_of_each_weight() -> None:
-    """Where Newton's method begins, with bounds of their own in units of the largest; eta_min is a bound too."""
-    bounds = [0.3, 0.02]
-    winners = set()
-    for seed in range(20):
-        generator = torch.Generator().manual_seed(seed)
-        ps = [parameter([0.0] * 3) for _ in bounds]
-        groups = [{"params": [p], "lr": b} for p, b in zip(ps, bounds, strict=True)]
-        optimizer = ArTuRO(groups, newton_iters=0, reg_weight=0.0, eta_min=1.0)
-        g, a, c = torch.randn(3, 2, 3, generator=generator, dtype=torch.float64).mul(2).exp()
-        for i, p in enumerate(ps):
-            pose(optimizer, p, intercept=g[i], slope=a[i], precision=c[i])
-        optimizer.step()
-        metric = c * max(bounds) / vector(bounds).unsqueeze(1)
-        s, w = g.square() / metric, a / metric
-
-        def lower(s: Tensor, w: Tensor) -> float:
-            return math.sqrt(s.sum().item() / (2 * max(bounds))) - (s * w).sum().item() / s.sum().item()
-
-        subsets = {"all": [lower(s, w)], "tensor": [lower(*t) for t in zip(s, w, strict=True)]}
-        subsets["weight"] = [lower(*t) for t in zip(s.flatten(), w.flatten(), strict=True)]
-        subsets["eta_min"] = [1.0]
-        winner = max(subsets, key=lambda name: max(subsets[name]))
-        assert optimizer.eta.item() == pytest.approx(max(subsets[winner]), rel=1e-9)
-        winners.add(winner)
-    assert winners == set(subsets)
 
 
 def test_without_gradient_or_curvature_there_is_no_step() -> None:
@@ -644,14 +660,16 @@ def subtract(P00: Tensor, P01: Tensor, P11: Tensor, x: Tensor, q: Any, r: Any) -
 def covariances(paths: Tensor, p0: float, q: Any, r: Any, rows: int = 1) -> Iterator[tuple[int, Any, Any]]:
     """The library's covariances in float32 and the textbook's in float64, along paths [steps, n] of the weights."""
     shape = (rows, paths.shape[1])
-    ones, spare = torch.ones(shape), [torch.zeros(shape) for _ in range(6)]
+    ones, spare = torch.ones(shape), [torch.zeros(shape) for _ in range(3)]
     mine = torch.full(shape, p0), torch.zeros(shape), torch.full(shape, p0)
     wanted = tuple(t.double() for t in mine)
     Q, R = (torch.as_tensor(v).double() for v in (q, r))
-    settings = dict(shrink=None, start=None, q=q, q_quad=q, r=r, c=0.0, floor=0.0, radius=1.0, ok=None)
+    settings = dict(
+        shrink=None, start=None, q=q, q_quad=q, r=r, c=0.0, floor=0.0, per_radius=torch.ones(()), less=1.0, ok=None
+    )
     for t, x in enumerate(paths):
-        model, problem = (spare[0], spare[1]), (spare[2], spare[3])  # without gradient they stay at 0
-        filter_(x.expand(shape), spare[4], ones, *model, *mine, ones[0, 0], *problem, **settings)
+        model = spare[0], spare[1]  # without gradient they stay at 0
+        filter_(x.expand(shape), spare[2], ones, *model, *mine, ones[0, 0], **settings)
         wanted = subtract(*wanted, x.double(), Q, R)
         yield t, mine, wanted
 
@@ -666,7 +684,8 @@ def errors(mine: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> Tensor:
 def positive(p00: Tensor, p01: Tensor, p11: Tensor) -> bool:
     """Whether all covariances are positive definite, or singular after rounding."""
     determinant = p00.double() * p11.double() - p01.double().square()
-    return bool((p00 > 0).all() and (p11 > 0).all() and (determinant >= 0).all())
+    rounding = 4 * torch.finfo(p00.dtype).eps * p00.double() * p11.double()
+    return bool((p00 > 0).all() and (p11 > 0).all() and (determinant >= -rounding).all())
 
 
 def paths(steps: int) -> Tensor:
@@ -1028,25 +1047,29 @@ def test_a_nonfinite_gradient_in_mid_run_changes_nothing(bad: float, settings: d
     assert_bits(*finals)
 
 
-def test_float32_stays_near_float64() -> None:
-    """Over 30 steps (acceptance 5): 1e-6 where the loss is convex, about 1e-3 for the network."""
+@pytest.mark.parametrize(("iters", "near"), [(4, 1e-6), (0, 1e-5)])
+def test_float32_stays_near_float64(iters: int, near: float) -> None:
+    """Over 30 steps (acceptance 5): 1e-6 where the loss is convex, about 1e-3 for the network.
+
+    From moments each step aims 4e-6 below the bound, for the sake of their rounding.
+    """
     curvature = vector([0.5, 1.0, 2.0, 3.0])
     ends = []
     for dtype in (torch.float64, torch.float32):
         p = parameter([0.5, 0.5, -0.5, 1.0], dtype)
-        optimizer = ArTuRO([p], lr=0.02)
+        optimizer = ArTuRO([p], lr=0.02, newton_iters=iters)
         for t in range(30):
             noise = torch.randn(4, generator=torch.Generator().manual_seed(t), dtype=torch.float64)
             move(optimizer, p, curvature * (p.detach().double() - 0.3) + 0.1 * noise)
         parameters = start(dtype=dtype)
-        optimizer = ArTuRO(parameters, lr=0.02)
+        optimizer = ArTuRO(parameters, lr=0.02, newton_iters=iters)
         for t in range(30):
             optimizer.zero_grad()
             batch_losses(parameters, t).mean().backward()
             optimizer.step()
         ends.append((p.detach().double(), torch.cat([q.detach().double().flatten() for q in parameters])))
     (p, net), (p32, net32) = ends
-    torch.testing.assert_close(p32, p, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(p32, p, rtol=near, atol=near)
     torch.testing.assert_close(net32, net, rtol=1e-3, atol=1e-3)
 
 

@@ -1,8 +1,8 @@
-"""How a kernel of one tensor runs over many: in a loop, or as one compiled graph.
+"""How a kernel of one tensor runs over many: in a loop, or fused into one pass over all elements.
 
-A kernel is a function of one parameter and whatever belongs to it (gradient, state, numbers of its own),
-in that order, and of keyword scalars that all tensors share. It ends in ``_`` if it writes; then it writes
-to its parameter and its state in place, never to the gradient. It may return a tuple of sums.
+A kernel is a function of one parameter and whatever belongs to it (gradient, state, numbers of its own), in that order,
+and of keyword scalars that all tensors share. It ends in ``_`` if it writes; then it writes to its parameter and its
+state in place, never to the gradient. It may return a tuple of sums.
 """
 
 import functools
@@ -13,34 +13,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Kernel = Callable[..., Any]
-HALF = (torch.float16, torch.bfloat16)
+from ._fused import Kernel, Lists, launch
+from ._tape import HALF
 
-# Each set of tensor shapes is a graph of its own, and torch's own limit of 8 is soon met by parameter groups.
+# Each set of shapes is a graph of its own, and torch's own limit of 8 is soon met by LODO's buckets.
 _GRAPHS = 256
 _PER_FUNCTION_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # torch >= 2.13
 
 
-def run(kernel: Kernel, lists: Sequence[Sequence[Tensor]], scalars: dict[str, Any], fused: bool) -> list[Any]:
+def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool) -> Tensor | None:
     """Apply ``kernel`` to the i-th element of every list, for all i; the first list holds the parameters.
 
     Args:
-        lists: equally long lists: parameters, then gradients, state, 0-D tensors, as the kernel takes them.
+        lists: equally long: parameters, then gradients, state, 0-D tensors, as the kernel takes them; a list of numbers
+            may be a 1-D tensor.
         scalars: numbers, 0-D tensors or None, the same for all tensors.
-        fused: one compiled graph for the whole list. Scalars enter as tensors, so their change recompiles nothing.
+        fused: one pass over all elements, in code that is made for the kernel and the dtypes.
+
+    Returns:
+        The sums that the kernel returns: [tensors, sums], float64 where fused; None if it returns none.
+
+    Raises:
+        RuntimeError: ``fused``, and there is no compiler, or none for the device.
     """
-    if not fused:
-        return _loop(kernel, lists, scalars)
-    tensors = {k: v if v is None else torch.as_tensor(v, dtype=_wide(v)) for k, v in scalars.items()}
-    graph = _compiled(kernel)
-    if any(p.dim() == 0 for p in lists[0]):
-        # torch 2.13 loses what a graph writes to a 0-D float64 tensor on the CPU: as a vector of one it is kept.
-        rows = [[t.view(1) if row[0].dim() == t.dim() == 0 else t for t in row] for row in zip(*lists, strict=True)]
-        lists = [list(column) for column in zip(*rows, strict=True)]
-    if _PER_FUNCTION_LIMIT:
-        return graph(lists, tensors)
-    with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
-        return graph(lists, tensors)
+    if fused:
+        return launch(kernel, lists, scalars)
+    rows = zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True)
+    sums = [_one(kernel, row, scalars) for row in rows]
+    return torch.stack([value for row in sums for value in row]).view(len(sums), -1) if sums[0] else None
 
 
 def squared_norm(t: Tensor) -> Tensor:
@@ -54,8 +54,14 @@ def clean(g: Tensor, ok: Tensor | None) -> Tensor:
     return g if ok is None else torch.where(ok, g, 0.0)
 
 
-def _loop(kernel: Kernel, lists: Sequence[Sequence[Tensor]], scalars: dict[str, Any]) -> list[Any]:
-    return [_one(kernel, tensors, scalars) for tensors in zip(*lists, strict=True)]
+def call(function: Kernel, tensors: Sequence[Tensor], scalars: dict[str, Tensor], fused: bool) -> Any:
+    """A function of whole tensors, which no loop over elements can do: a graph of :func:`torch.compile` if fused."""
+    if not fused:
+        return function(*tensors, **scalars)
+    if _PER_FUNCTION_LIMIT:
+        return _graph(function)(*tensors, **scalars)
+    with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
+        return _graph(function)(*tensors, **scalars)
 
 
 def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any]) -> Any:
@@ -70,16 +76,8 @@ def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any]) -
 
 
 @functools.cache
-def _compiled(kernel: Kernel) -> Callable[..., list[Any]]:
-    """One graph over the unrolled list: compiled at the first step, then kept in torch's disk cache."""
-
-    def over_all(lists: Sequence[Sequence[Tensor]], scalars: dict[str, Any]) -> list[Any]:
-        return _loop(kernel, lists, scalars)
-
+def _graph(function: Kernel) -> Callable[..., Any]:
+    """Compiled at the first call for the shapes at hand, then kept in torch's disk cache."""
     limit: dict[str, Any] = {"recompile_limit": _GRAPHS} if _PER_FUNCTION_LIMIT else {}
-    compiled: Callable[..., list[Any]] = torch.compile(over_all, fullgraph=True, dynamic=False, **limit)
+    compiled: Callable[..., Any] = torch.compile(function, fullgraph=True, dynamic=False, **limit)
     return compiled
-
-
-def _wide(value: Any) -> torch.dtype | None:
-    return torch.float64 if isinstance(value, float) else None

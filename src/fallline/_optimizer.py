@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
 
-from ._foreach import HALF, Kernel, run, squared_norm
+from ._foreach import run, squared_norm
+from ._fused import Kernel
 from ._shards import local, over_shards
+from ._tape import HALF
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -63,7 +65,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _each(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> None:
         """Run ``kernel`` over the group's parameters and the given lists (a 1-D tensor is a list of scalars)."""
-        self._run(kernel, t, lists, scalars)
+        run(kernel, [t.params, *lists], scalars, t.fused)
 
     def _sums(
         self, kernel: Kernel, t: SimpleNamespace, *lists: Any, maxima: int = 0, **scalars: Any
@@ -73,14 +75,9 @@ class Optimizer(torch.optim.Optimizer):
         What the kernel returns must add up over the elements: squares and dot products, never norms. Only the last
         ``maxima`` of them are maxima.
         """
-        device = t.skipped.device
-        rows = self._run(kernel, t, lists, scalars)
-        sums = torch.stack([value for row in rows for value in row]).to(device, _precision(device))
-        return over_shards(sums.view(len(rows), -1), t.owners, maxima).unbind(1)
-
-    def _run(self, kernel: Kernel, t: SimpleNamespace, lists: tuple[Any, ...], scalars: dict[str, Any]) -> list[Any]:
-        columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]
-        return run(kernel, [t.params, *columns], scalars, t.fused)
+        sums = run(kernel, [t.params, *lists], scalars, t.fused)
+        assert sums is not None, kernel
+        return over_shards(sums.to(t.skipped.device, _precision(t.skipped.device)), t.owners, maxima).unbind(1)
 
     def _finite(self, groups: list[SimpleNamespace]) -> Tensor:
         """0-D bool: no gradient holds a NaN or an infinity, or a norm whose square overflows."""
@@ -185,29 +182,29 @@ class Optimizer(torch.optim.Optimizer):
 
     def _groups(self, select: Callable[[Tensor], bool]) -> list[SimpleNamespace]:
         """The selected parameters, group by group, as local real tensors with their gradients and state."""
-        chosen = [[p for p in group["params"] if p.numel() and select(p)] for group in self.param_groups]
-        everything = [p for ps in chosen for p in ps]
-        devices = {p.device for p in everything}
+        # Python's share of a step: of a thousand tensors, every look at each of them is seen in the time.
+        chosen = [[p for p in group["params"] if select(p) and p.numel()] for group in self.param_groups]
+        devices = {p.device for ps in chosen for p in ps}
         if len(devices) > 1:
             found = " and ".join(sorted(map(str, devices)))
             raise RuntimeError(f"{type(self).__name__} needs all parameters on one device, and finds them on {found}")
-        for p in everything:
-            if p.grad is not None and p.grad.layout is not torch.strided:
-                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (layout {p.grad.layout})")
-        for group, ps in zip(self.param_groups, chosen, strict=True):
-            fresh = [p for p in ps if p not in self.state]
-            if fresh:
-                self._allocate(fresh, group)
+        graded = [[g for p in ps if (g := p.grad) is not None] for ps in chosen]
+        for layout in {g.layout for gs in graded for g in gs} - {torch.strided}:
+            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients (layout {layout})")
         views = []
-        for i, (group, ps) in enumerate(zip(self.param_groups, chosen, strict=True)):
+        for i, (group, ps, gs) in enumerate(zip(self.param_groups, chosen, graded, strict=True)):
             if ps:
                 if group["skipped"].device != ps[0].device:  # the model was moved after the optimizer was made
                     self._move(ps[0].device)
-                grads = [local(p.grad) for p in ps if p.grad is not None]
-                state = {name: [local(self.state[p][name]) for p in ps] for name in self._listed(ps[0])}
+                fresh = [p for p in ps if p not in self.state]
+                if fresh:
+                    self._allocate(fresh, group)
+                states = [self.state[p] for p in ps]
+                state = {name: local([own[name] for own in states]) for name in self._listed(ps[0])}
                 view = SimpleNamespace(**{**group, **state})
-                view.index, view.owners, view.params = i, ps, [local(p) for p in ps]
-                view.grads = [-g for g in grads] if group["maximize"] else grads
+                view.index, view.owners, view.params, view.grads = i, ps, local(ps), local(gs)
+                if group["maximize"]:
+                    view.grads = [-g for g in view.grads]
                 views.append(view)
         return views
 

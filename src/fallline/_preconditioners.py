@@ -15,20 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ._foreach import HALF, run
+from ._foreach import call
 from ._shards import size
+from ._tape import HALF
 
 SLAB = 2**18  # numbers of theta that learn at a time: few calls where layers are small, what a cache holds where not
 
 
-def rise(s: Tensor, w: Tensor) -> tuple[Tensor]:
-    """Kernel: columns [c, in, 1, blocks] through a layer [in, out, blocks]."""
-    return ((s * w).sum(1),)
+def rise(s: Tensor, w: Tensor) -> Tensor:
+    """Columns [c, in, 1, blocks] through a layer [in, out, blocks]."""
+    return (s * w).sum(1)
 
 
-def fall(y: Tensor, w: Tensor) -> tuple[Tensor]:
-    """Kernel: columns [c, 1, out, blocks] through its transpose."""
-    return ((y * w).sum(2),)
+def fall(y: Tensor, w: Tensor) -> Tensor:
+    """Columns [c, 1, out, blocks] through its transpose."""
+    return (y * w).sum(2)
 
 
 class Preconditioner:
@@ -215,12 +216,12 @@ class Network(Preconditioner):
         theta, orders, shape = self.state["theta"].unbind(), self.state["permutations"].unbind(), u.shape
         for layer, (w, order) in enumerate(zip(theta, orders, strict=True)):
             s = torch.index_select(u, 1, order, out=kept[layer] if kept else None)
-            ((u,),) = run(rise, [[s.view(len(s), len(w), 1, -1)], [w]], {}, self.group["fused"])
+            u = call(rise, [s.view(len(s), len(w), 1, -1), w], {}, self.group["fused"])
             u = u.view(shape)
         return u
 
     def _down(self, y: Tensor, w: Tensor, inverse: Tensor) -> Tensor:
-        ((q,),) = run(fall, [[y.view(len(y), 1, len(w), -1)], [w]], {}, self.group["fused"])
+        q = call(fall, [y.view(len(y), 1, len(w), -1), w], {}, self.group["fused"])
         return torch.index_select(q.view(y.shape), 1, inverse)
 
     @property

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import Parameter
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def local(t: Tensor) -> Tensor:
-    """What this rank holds of ``t``, as a real tensor that shares its memory."""
-    shard = _sharded(t)
-    if shard is not None:
-        t = shard.to_local()
-    return torch.view_as_real(t) if t.is_complex() else t
+def local(ts: Sequence[Tensor]) -> list[Tensor]:
+    """What this rank holds of each tensor, as a real tensor that shares its memory."""
+    if _any_sharded(ts):
+        ts = [t if (shard := _sharded(t)) is None else shard.to_local() for t in ts]
+    if any(map(Tensor.is_complex, ts)):
+        ts = [torch.view_as_real(t) if t.is_complex() else t for t in ts]
+    return list(ts)
 
 
 def whole(t: Tensor) -> Tensor:
@@ -49,6 +51,8 @@ def over_shards(rows: Tensor, params: Sequence[Tensor], maxima: int = 0) -> Tens
 
     The last ``maxima`` columns are completed as maxima.
     """
+    if not _any_sharded(params):
+        return rows
     sharded: dict[dist.ProcessGroup, list[int]] = {}
     for i, p in enumerate(params):
         shard = _sharded(p)
@@ -72,6 +76,10 @@ def mean_over_ranks(t: Tensor) -> Tensor:
         dist.all_reduce(t)
         t = t / dist.get_world_size()
     return t
+
+
+def _any_sharded(ts: Sequence[Tensor]) -> bool:
+    return not set(map(type, ts)) <= {Tensor, Parameter}
 
 
 def _sharded(t: Tensor) -> "DTensor | None":

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import clean, run
+from ._foreach import call, clean
 from ._memory import free_memory
 from ._optimizer import Optimizer, Params, _inside, _precision
 from ._preconditioners import KINDS, Preconditioner
@@ -243,7 +243,7 @@ class LODO(Optimizer):
         scalars = {name: value.to(theta.dtype) for name, value in scalars.items()}
         for layers, s, y in net.pairs(columns):
             own = [theta[layers], s, y, *(moment[layers] for moment in moments)]
-            run(adam_ if moments else sgd_, [[x] for x in own], scalars, t.fused)
+            call(adam_ if moments else sgd_, own, scalars, t.fused)
 
     # -- the networks -----------------------------------------------------------------------------------------
 

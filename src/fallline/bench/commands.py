@@ -39,6 +39,7 @@ from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_table
 from fallline.bench.results import Results, results
 from fallline.bench.spaces import as_plain, read_spaces
+from fallline.bench.speed.command import step
 from fallline.bench.studies import studies as over_studies
 from fallline.bench.studies import studies_table, studies_words
 from fallline.bench.summary import summary
@@ -51,6 +52,11 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(
+    bench, name="bench", help="Measure fallline itself: a [b]step[/b] of each optimizer, or the [b]harness[/b]."
+)
+bench.command("step")(step)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -101,12 +107,6 @@ class Format(StrEnum):
     csv = "csv"
     parquet = "parquet"
     png = "png"
-
-
-class Measured(StrEnum):
-    """What `fallline bench` measures."""
-
-    harness = "harness"
 
 
 class What(StrEnum):
@@ -401,9 +401,9 @@ def plan(
         console.print(f"\n{command_line(found.design)}", style="bold", soft_wrap=True)
 
 
-@app.command()
-def bench(what: Annotated[Measured, typer.Argument(metavar="harness", help="What to measure.")]) -> None:
-    """Measure fallline itself: what the harness costs beside a bare loop that makes the same steps.
+@bench.command()
+def harness() -> None:
+    """What the harness costs beside a bare loop that makes the same steps.
 
     [b]Examples[/b]
 

@@ -1,0 +1,19 @@
+"""Where compiled kernels are kept."""
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+
+
+@functools.cache
+def folder() -> Path:
+    """``$FALLLINE_CACHE``, else the user's cache folder, else one for this process alone; it is there, and ours alone."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(os.environ.get("FALLLINE_CACHE") or Path(base) / "fallline").expanduser()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="fallline-"))

@@ -1,0 +1,197 @@
+"""A kernel as a tape: what it does to one element, in a small vocabulary, for the engines that turn it into code.
+
+A kernel is run once, on tensors of one element, and what it asks of torch is written down. What depends on shared
+numbers alone is done before the loop over the elements, what depends on sums after it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+HALF = (torch.float16, torch.bfloat16)
+BEFORE, INSIDE, AFTER = range(3)
+REDUCTIONS = ("sum", "amax")
+
+# Operations under the name that the vocabulary has for them; what follows from others is spelled out in `_spell`.
+SAME = {
+    **{word: word for word in ("mul", "div", "maximum", "minimum", "where", "neg", "abs", "sqrt", "exp", *REDUCTIONS)},
+    **{word: word for word in ("gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or")},
+    **{"__and__": "logical_and", "__or__": "logical_or", "__invert__": "logical_not", "bitwise_not": "logical_not"},
+    "true_divide": "div",
+    "__rtruediv__": "rdiv",
+    "__rdiv__": "rdiv",
+}
+
+
+class Column(NamedTuple):
+    """A positional argument of a kernel: a tensor, or a number, for each parameter."""
+
+    dtype: torch.dtype  # in memory
+    elements: bool  # a tensor of the parameter's size; else a number
+    together: bool = False  # numbers side by side in one tensor; else each in a tensor of its own
+
+
+class Op(NamedTuple):
+    """``out = word(*args)``: args are names or numbers, taken in ``inner``, the precision of the computation."""
+
+    out: str
+    word: str
+    args: tuple[str | float, ...]
+    dtype: torch.dtype
+    inner: torch.dtype
+    place: int
+
+
+@dataclass
+class Tape:
+    """What a kernel does. Column i is ``x{i}``, the scalar ``rho`` is ``s_rho``."""
+
+    name: str
+    columns: list[Column]
+    scalars: dict[str, torch.dtype]
+    ops: list[Op] = field(default_factory=list)
+    stores: dict[int, str] = field(default_factory=dict)
+    """By column, what is written to it."""
+
+    results: list[str] = field(default_factory=list)
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+
+    def at(self, place: int) -> list[Op]:
+        """The operations before, inside or after the loop; a reduction is inside, its sum after."""
+        return [op for op in self.ops if op.place == place]
+
+    @property
+    def touched(self) -> list[int]:
+        """The columns of tensors that are read or written."""
+        names = {name for op in self.ops for name in op.args} | set(self.stores.values())
+        return [i for i, c in enumerate(self.columns) if c.elements and (f"x{i}" in names or i in self.stores)]
+
+    @property
+    def uniform(self) -> set[str]:
+        """The names that are the same for all elements."""
+        numbers = {f"x{i}" for i, column in enumerate(self.columns) if not column.elements}
+        return numbers | {f"s_{name}" for name in self.scalars} | {op.out for op in self.at(BEFORE)}
+
+    @property
+    def reductions(self) -> list[Op]:
+        """What is summed, or of what the maximum is taken."""
+        return [op for op in self.ops if op.word in REDUCTIONS]
+
+
+def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[str, torch.dtype | None]) -> Tape:
+    """Run ``kernel`` once and write down what it does; half precision is computed in float32.
+
+    Args:
+        columns: what its positional arguments are.
+        scalars: dtypes of its keyword arguments; None where the argument is None.
+
+    Raises:
+        NotImplementedError: the kernel leaves the vocabulary, or takes two passes.
+    """
+    used = {name: dtype for name, dtype in scalars.items() if dtype is not None}
+    tape = Tape(kernel.__name__, list(columns), used)
+    recorder = _Recorder(tape)
+    inputs = [
+        recorder.argument(f"x{i}", torch.float32 if c.dtype in HALF else c.dtype, INSIDE if c.elements else BEFORE)
+        for i, c in enumerate(columns)
+    ]
+    shared = {n: d if d is None else recorder.argument(f"s_{n}", d, BEFORE) for n, d in scalars.items()}
+    with recorder, torch.no_grad():
+        results = kernel(*inputs, **shared)
+    tape.results = [recorder.name(t) for t in results or ()]
+    changed = {i: recorder.name(t) for i, t in enumerate(inputs) if recorder.name(t) != f"x{i}"}
+    for i in changed:
+        if not columns[i].elements or (i and columns[i].dtype in HALF):
+            raise NotImplementedError(f"{tape.name} writes to argument {i}, a number or in half precision")
+    tape.stores = changed
+    return tape
+
+
+class _Recorder(TorchFunctionMode):
+    """Does what it is asked for, so that torch decides on dtypes, and writes it down."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = tape
+        self.values: dict[int, tuple[str, int, Tensor]] = {}  # by id: its name now, where it is known, and the tensor,
+
+    def argument(self, name: str, dtype: torch.dtype, place: int) -> Tensor:
+        t = torch.ones((1,) if place == INSIDE else (), dtype=dtype)
+        self.tape.dtypes[name] = dtype
+        self.values[id(t)] = name, place, t  # so that no other gets its id
+        return t
+
+    def name(self, t: Tensor) -> str:
+        return self.values[id(t)][0]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        word = func.__name__
+        unchanged = args and out is args[0] and not word.endswith("_")  # such as t.to() of what it is already
+        if isinstance(out, Tensor) and not unchanged:
+            self.values[id(out)] = (*self._spell(word if word in SAME else word.strip("_"), args, kwargs, out), out)
+        return out
+
+    def _spell(self, word: str, args: Any, kwargs: dict[str, Any], out: Tensor) -> tuple[str, int]:
+        """An operation of torch in the vocabulary: the name of its value, and where that is known."""
+
+        def say(word: str, *args: Any, inner: torch.dtype = out.dtype) -> tuple[str, int]:
+            return self._say(word, args, out.dtype, inner)
+
+        match SAME.get(word, word), *args:
+            case ("gt" | "ge" | "lt" | "le" | "eq" | "ne") as word, a, b:
+                return say(word, a, b, inner=torch.result_type(a, b))
+            case ("sum" | "amax") as word, a if not kwargs:
+                return say(word, a)
+            case ("add" | "sub" | "rsub") as word, a, b:
+                alpha = kwargs.get("alpha", 1)
+                b = b if alpha == 1 else say("mul", b, alpha)
+                return say("sub", b, a) if word == "rsub" else say(word, a, b)
+            case ("addcmul" | "addcdiv") as word, a, b, c:
+                b, value = say("mul" if word == "addcmul" else "div", b, c), kwargs.get("value", 1)
+                return say("add", a, b if value == 1 else say("mul", b, value))
+            case "lerp", a, b, weight:
+                return say("add", a, say("mul", weight, say("sub", b, a)))
+            case "square", a:
+                return say("mul", a, a)
+            case "reciprocal", a:
+                return say("div", 1, a)
+            case "rdiv", a, b:
+                return say("div", b, a)
+            case "clamp_min", a, low:
+                return say("maximum", a, low)
+            case "clamp_max", a, high:
+                return say("minimum", a, high)
+            case "clamp", a, low, high:
+                return say("minimum", say("maximum", a, low), high)
+            case ("float" | "to" | "copy" | "fill" | "zero") as word, a, *rest:
+                return say("cast", {"copy": rest, "fill": rest, "zero": [0]}.get(word, [a])[0])
+            case "linalg_vector_norm", a if not kwargs:
+                return say("sqrt", say("sum", say("mul", a, a)))
+            case word, *_ if word in SAME and not kwargs:
+                return say(word, *args)
+        raise NotImplementedError(
+            f"{self.tape.name}: {word} with {len(args)} arguments, {kwargs}, is not in the vocabulary"
+        )
+
+    def _say(self, word: str, args: Sequence[Any], dtype: torch.dtype, inner: torch.dtype) -> tuple[str, int]:
+        """Write an operation down, unless it was done before."""
+        known = [self.values[id(a)][:2] if isinstance(a, Tensor) else a for a in args]
+        if word == "cast" and isinstance(known[0], tuple) and self.tape.dtypes[known[0][0]] == dtype:
+            return known[0]
+        names = tuple(a[0] if isinstance(a, tuple) else float(a) for a in known)
+        places = {a[1] for a in known if isinstance(a, tuple)}
+        if {INSIDE, AFTER} <= places:
+            raise NotImplementedError(f"{self.tape.name} takes two passes: it needs a sum for an element")
+        place = max(places, default=BEFORE)
+        out = next((op.out for op in self.tape.ops if op[1:] == (word, names, dtype, inner, place)), None)
+        if out is None:
+            out = f"t{len(self.tape.ops)}"
+            self.tape.ops.append(Op(out, word, names, dtype, inner, place))
+            self.tape.dtypes[out] = dtype
+        return out, AFTER if word in REDUCTIONS else place
