@@ -1,7 +1,7 @@
 """Kernels on the CPU: a tape as C, one loop over the elements of all tensors, compiled in a fraction of a second.
 
-The code depends on the kernel and on dtypes, never on shapes or on the number of tensors: nothing is compiled twice, and
-libraries are kept on disk for the next process.
+The code depends on the kernel and on dtypes, never on shapes or on the number of tensors: nothing is compiled twice,
+and libraries are kept on disk for the next process.
 """
 
 import ctypes
@@ -23,8 +23,8 @@ from ._cache import folder
 from ._tape import AFTER, BEFORE, INSIDE, Op, Tape
 
 NO_COMPILER = (
-    "fused=True needs a C compiler, and there is none: install gcc or clang (Debian, Ubuntu: apt install gcc libc6-dev; "
-    "macOS: xcode-select --install), name one in the variable CC, or leave fused=False"
+    "fused=True needs a C compiler, and there is none: install gcc or clang (Debian and Ubuntu: apt install gcc "
+    "libc6-dev; macOS: xcode-select --install), name one in the variable CC, or leave fused=False"
 )
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-x", "c")
 PIECE = 1 << 16  # elements that a thread takes at once

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @functools.cache
 def folder() -> Path:
-    """``$FALLLINE_CACHE``, else the user's cache folder, else one for this process alone; it is there, and ours alone."""
+    """``$FALLLINE_CACHE``, else ``fallline`` in the user's cache folder, else one for this process; made if need be."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = Path(os.environ.get("FALLLINE_CACHE") or Path(base) / "fallline").expanduser()
     try:

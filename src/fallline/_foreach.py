@@ -16,12 +16,14 @@ from torch import Tensor
 from ._fused import Kernel, Lists, launch
 from ._tape import HALF
 
+BLOCK = 1 << 18  # elements that an eager kernel takes at once on the CPU
+
 # Each set of shapes is a graph of its own, and torch's own limit of 8 is soon met by LODO's buckets.
 _GRAPHS = 256
 _PER_FUNCTION_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # torch >= 2.13
 
 
-def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool) -> Tensor | None:
+def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool, maxima: int = 0) -> Tensor | None:
     """Apply ``kernel`` to the i-th element of every list, for all i; the first list holds the parameters.
 
     Args:
@@ -29,6 +31,7 @@ def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool) -> T
             may be a 1-D tensor.
         scalars: numbers, 0-D tensors or None, the same for all tensors.
         fused: one pass over all elements, in code that is made for the kernel and the dtypes.
+        maxima: how many of the sums, the last ones, are maxima.
 
     Returns:
         The sums that the kernel returns: [tensors, sums], float64 where fused; None if it returns none.
@@ -38,15 +41,26 @@ def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool) -> T
     """
     if fused:
         return launch(kernel, lists, scalars)
-    rows = zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True)
-    sums = [_one(kernel, row, scalars) for row in rows]
-    return torch.stack([value for row in sums for value in row]).view(len(sums), -1) if sums[0] else None
+    sums, counts = [], []
+    for row in zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True):
+        blocks = _blocks(row)
+        sums += [_one(kernel, block, scalars) for block in blocks]
+        counts.append(len(blocks))
+    if not sums[0]:
+        return None
+    table = torch.stack([value for row in sums for value in row]).view(len(sums), -1)
+    return table if len(table) == len(counts) else _joined(table, counts, maxima)
 
 
 def squared_norm(t: Tensor) -> Tensor:
     """Sum of squares, without a temporary of the tensor's size; infinite where it overflows ``t``'s precision."""
     norm: Tensor = torch.linalg.vector_norm(t)
     return norm.square()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, without a temporary of the tensors' size."""
+    return torch.dot(a.flatten(), b.flatten())
 
 
 def clean(g: Tensor, ok: Tensor | None) -> Tensor:
@@ -62,6 +76,22 @@ def call(function: Kernel, tensors: Sequence[Tensor], scalars: dict[str, Tensor]
         return _graph(function)(*tensors, **scalars)
     with torch._dynamo.config.patch(recompile_limit=_GRAPHS):
         return _graph(function)(*tensors, **scalars)
+
+
+def _blocks(row: tuple[Tensor, ...]) -> Sequence[tuple[Tensor, ...]]:
+    """A large tensor piece by piece: what is computed on the way stays in the cache and is not paged in anew."""
+    p = row[0]
+    if p.device.type != "cpu" or p.numel() <= BLOCK or not all(t.is_contiguous() for t in row):
+        return [row]
+    n = -(-p.numel() // BLOCK)
+    return list(zip(*(t.view(-1).split(BLOCK) if t.dim() else [t] * n for t in row), strict=True))
+
+
+def _joined(table: Tensor, counts: list[int], maxima: int) -> Tensor:
+    """Sums and maxima of blocks, [blocks, any], as those of tensors."""
+    parts = table.split(counts)
+    last = table.shape[1] - maxima
+    return torch.stack([torch.cat([part[:, :last].sum(0), part[:, last:].amax(0)]) for part in parts])
 
 
 def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any]) -> Any:

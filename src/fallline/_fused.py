@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _c, _triton
 from ._tape import Column, record
 
 Kernel = Callable[..., Any]
@@ -98,7 +99,7 @@ def _tensor(value: Any, device: torch.device) -> Tensor:
 def _program(kernel: Kernel, columns: tuple[Column, ...], types: Any, device: str) -> Any:
     tape = record(kernel, columns, dict(types))
     if device == "cpu":
-        from ._c import Program
-
-        return Program(tape)
+        return _c.Program(tape)
+    if device == "cuda":
+        return _triton.Program(tape)
     raise RuntimeError(f"fused=True makes code for the CPU and for CUDA, not for {device!r}: leave fused=False there")

@@ -75,7 +75,7 @@ class Optimizer(torch.optim.Optimizer):
         What the kernel returns must add up over the elements: squares and dot products, never norms. Only the last
         ``maxima`` of them are maxima.
         """
-        sums = run(kernel, [t.params, *lists], scalars, t.fused)
+        sums = run(kernel, [t.params, *lists], scalars, t.fused, maxima)
         assert sums is not None, kernel
         return over_shards(sums.to(t.skipped.device, _precision(t.skipped.device)), t.owners, maxima).unbind(1)
 

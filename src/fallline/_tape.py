@@ -17,14 +17,10 @@ BEFORE, INSIDE, AFTER = range(3)
 REDUCTIONS = ("sum", "amax")
 
 # Operations under the name that the vocabulary has for them; what follows from others is spelled out in `_spell`.
-SAME = {
-    **{word: word for word in ("mul", "div", "maximum", "minimum", "where", "neg", "abs", "sqrt", "exp", *REDUCTIONS)},
-    **{word: word for word in ("gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or")},
-    **{"__and__": "logical_and", "__or__": "logical_or", "__invert__": "logical_not", "bitwise_not": "logical_not"},
-    "true_divide": "div",
-    "__rtruediv__": "rdiv",
-    "__rdiv__": "rdiv",
-}
+SAME = {word: word for word in ("mul", "div", "maximum", "minimum", "where", "neg", "abs", "sqrt", "exp", *REDUCTIONS)}
+SAME |= {word: word for word in ("gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or")}
+SAME |= {"__and__": "logical_and", "__or__": "logical_or", "__invert__": "logical_not", "bitwise_not": "logical_not"}
+SAME |= {"__rmul__": "mul", "true_divide": "div", "__rtruediv__": "rdiv", "__rdiv__": "rdiv"}
 
 
 class Column(NamedTuple):
@@ -99,14 +95,17 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
         recorder.argument(f"x{i}", torch.float32 if c.dtype in HALF else c.dtype, INSIDE if c.elements else BEFORE)
         for i, c in enumerate(columns)
     ]
-    shared = {n: d if d is None else recorder.argument(f"s_{n}", d, BEFORE) for n, d in scalars.items()}
+    shared = {name: recorder.argument(f"s_{name}", dtype, BEFORE) for name, dtype in used.items()}
     with recorder, torch.no_grad():
-        results = kernel(*inputs, **shared)
+        results = kernel(*inputs, **{**dict.fromkeys(scalars), **shared})
     tape.results = [recorder.name(t) for t in results or ()]
     changed = {i: recorder.name(t) for i, t in enumerate(inputs) if recorder.name(t) != f"x{i}"}
     for i in changed:
         if not columns[i].elements or (i and columns[i].dtype in HALF):
             raise NotImplementedError(f"{tape.name} writes to argument {i}, a number or in half precision")
+    for name in used:
+        if recorder.name(shared[name]) != f"s_{name}":
+            raise NotImplementedError(f"{tape.name} writes to {name}, which all tensors share")
     tape.stores = changed
     return tape
 
@@ -117,12 +116,13 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self.tape = tape
-        self.values: dict[int, tuple[str, int, Tensor]] = {}  # by id: its name now, where it is known, and the tensor,
+        # By id: what a tensor is called now, where that is known, and the tensor itself, so that no other gets its id.
+        self.values: dict[int, tuple[str, int, Tensor]] = {}
 
     def argument(self, name: str, dtype: torch.dtype, place: int) -> Tensor:
-        t = torch.ones((1,) if place == INSIDE else (), dtype=dtype)
+        t = torch.ones((1,) if place == INSIDE else (), dtype=dtype, device="cpu")
         self.tape.dtypes[name] = dtype
-        self.values[id(t)] = name, place, t  # so that no other gets its id
+        self.values[id(t)] = name, place, t
         return t
 
     def name(self, t: Tensor) -> str:
@@ -132,8 +132,9 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         word = func.__name__
-        unchanged = args and out is args[0] and not word.endswith("_")  # such as t.to() of what it is already
-        if isinstance(out, Tensor) and not unchanged:
+        if word == "flatten":
+            self.values[id(out)] = (*self.values[id(args[0])][:2], out)
+        elif isinstance(out, Tensor) and (word.endswith("_") or not any(out is a for a in args)):  # not t.to() itself
             self.values[id(out)] = (*self._spell(word if word in SAME else word.strip("_"), args, kwargs, out), out)
         return out
 
@@ -148,16 +149,20 @@ class _Recorder(TorchFunctionMode):
                 return say(word, a, b, inner=torch.result_type(a, b))
             case ("sum" | "amax") as word, a if not kwargs:
                 return say(word, a)
-            case ("add" | "sub" | "rsub") as word, a, b:
+            case ("add" | "radd" | "sub" | "rsub") as word, a, b:
                 alpha = kwargs.get("alpha", 1)
                 b = b if alpha == 1 else say("mul", b, alpha)
-                return say("sub", b, a) if word == "rsub" else say(word, a, b)
+                return say("sub", b, a) if word == "rsub" else say("sub" if word == "sub" else "add", a, b)
             case ("addcmul" | "addcdiv") as word, a, b, c:
                 b, value = say("mul" if word == "addcmul" else "div", b, c), kwargs.get("value", 1)
                 return say("add", a, b if value == 1 else say("mul", b, value))
-            case "lerp", a, b, weight:
-                return say("add", a, say("mul", weight, say("sub", b, a)))
-            case "square", a:
+            case "lerp", a, b, weight:  # in two forms, as torch does: exact at both ends
+                way, rest = say("sub", b, a), say("sub", 1, weight)
+                near, far = say("add", a, say("mul", weight, way)), say("sub", b, say("mul", way, rest))
+                return say("where", self._say("lt", [weight, 0.5], torch.bool, weight.dtype), near, far)
+            case "dot", a, b:
+                return say("sum", say("mul", a, b))
+            case ("square", a) | ("pow", a, 2):
                 return say("mul", a, a)
             case "reciprocal", a:
                 return say("div", 1, a)

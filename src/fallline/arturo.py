@@ -141,9 +141,9 @@ class ArTuRO(Optimizer):
     .. math:: \min_\Delta \; \hat g^\top \Delta + \tfrac12 \Delta^\top h \Delta
               \quad \text{subject to} \quad \tfrac12 \Delta^\top \Lambda \Delta \le \epsilon
 
-    over all weights at once: :math:`\Delta = -\hat g / (h + \eta \Lambda)` with one multiplier :math:`\eta`. It comes from
-    three moments of the curvatures by Gauss-Radau quadrature, which never underestimates the KL divergence and as a rule
-    is within a few in ten thousand of it; or, in more passes, from Newton's method on the secular equation. Then
+    over all weights at once: :math:`\Delta = -\hat g / (h + \eta \Lambda)` with one multiplier :math:`\eta`. It comes
+    from three moments of the curvatures by Gauss-Radau quadrature, which never takes the KL divergence for smaller than
+    it is; or, in more passes, from Newton's method on the secular equation. Then
     :math:`\Lambda \leftarrow (h + \nu \Lambda) / (\kappa + \nu)`. State: precision, slope, intercept and the filter's
     covariance p00, p01, p11 of (b, a), in float32 for half-precision parameters.
 
@@ -165,14 +165,14 @@ class ArTuRO(Optimizer):
         curvature_floor: smallest slope that counts as curvature.
         weight_decay: shrinks the weights by ``1 - lr * weight_decay`` before the step.
         solver: ``"newton"``, exact; ``"bisect"``, the authors' loose bisection, whose steps may exceed the bound.
-        newton_iters: passes over the weights that refine the multiplier; the bound holds with any number, and with one
-            or more the whole bound is used. With 0 the multiplier comes from moments of the curvatures (see docs).
+        newton_iters: passes over the weights that refine the multiplier. The bound holds with any number; with one or
+            more the whole of it is used, with 0 as a rule all but a few in ten thousand.
         eta_min: smallest multiplier; 0.25 mimics the authors' program, which never comes to 0.
         intercept_init: from the first gradient g: ``"grad"``, b = g; ``"centred"``, b = g - a θ, a model that fits.
         scope: ``"global"``; ``"group"`` and ``"tensor"`` bound each by itself, which is another method.
         skip_nonfinite: turn a step with a non-finite gradient into nothing.
         maximize: ascend.
-        fused: compile the kernels with :func:`torch.compile`.
+        fused: one pass over all elements in compiled code: needs a C compiler, on a GPU Triton.
 
     The scale of the loss matters: gradients must be unscaled, and averaged rather than summed.
 

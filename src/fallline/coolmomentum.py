@@ -80,7 +80,7 @@ class CoolMomentum(Optimizer):
         decoupled: shrink the weights by ``1 - lr * weight_decay`` outside the displacement instead.
         skip_nonfinite: turn a step with a non-finite gradient into nothing, for one more pass over the gradients.
         maximize: ascend.
-        fused: compile the kernel with :func:`torch.compile`.
+        fused: one pass over all elements in compiled code: needs a C compiler, on a GPU Triton.
 
     Half-precision parameters keep a float32 displacement and are rounded to nearest: late in cooling, displacements
     below half a unit in the last place of a bfloat16 weight are lost.

@@ -30,8 +30,8 @@ def correct_and_drift_(
     ok: Tensor | None,
 ) -> tuple[Tensor, ...]:
     h = penalized(p, g, weight_decay, ok)
-    v.mul_(a).sub_(gain_v * h)  # a is the last prediction's: stored undecayed, the velocity takes x - v back to x
-    p.sub_(gain_x * h)
+    v.mul_(a).addcmul_(h, -gain_v)  # a is the last prediction's: stored undecayed, the velocity takes x - v back to x
+    p.addcmul_(h, -gain_x)
     sums = []
     if average is not None and share is not None:
         average.lerp_(p, share.to(p.dtype))

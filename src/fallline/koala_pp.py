@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import squared_norm
+from ._foreach import dot, squared_norm
 from ._optimizer import Params, scalar_like, zeros_like
 from .koala import KOALA, penalized
 
@@ -15,7 +15,7 @@ from .koala import KOALA, penalized
 def products(p: Tensor, g: Tensor, v: Tensor, H: Tensor, *, weight_decay: float | None) -> tuple[Tensor, ...]:
     """Of the new gradient h with the last step's v and H; last the squared norms that weight decay asks for."""
     h = penalized(p, g, weight_decay)
-    sums = squared_norm(h), (h * H).sum(), (h * v).sum(), squared_norm(H), (H * v).sum()
+    sums = squared_norm(h), dot(h, H), dot(h, v), squared_norm(H), dot(H, v)
     return sums if weight_decay is None else (*sums, squared_norm(g), squared_norm(p))
 
 
@@ -35,9 +35,9 @@ def correct_(
     ok: Tensor | None,
 ) -> None:
     h = penalized(p, g, weight_decay, ok)
-    v.mul_(of_v).add_(h * of_h).add_(H * of_H)
-    p.sub_(c * (v + q * h))
-    H.copy_(torch.where(treated, h, H))
+    v.mul_(of_v).addcmul_(h, of_h).addcmul_(H, of_H)
+    p.addcmul_(v, -c).addcmul_(h, -q * c)
+    H.lerp_(h, treated.to(H.dtype))
 
 
 class KOALAPlusPlus(KOALA):

@@ -11,7 +11,7 @@ from .koala import KOALA, penalized
 
 
 def correct_(p: Tensor, g: Tensor, gain: Tensor, *, weight_decay: float | None, ok: Tensor | None) -> None:
-    p.sub_(gain * penalized(p, g, weight_decay, ok))
+    p.addcmul_(penalized(p, g, weight_decay, ok), -gain)
 
 
 class VanillaKOALA(KOALA):
@@ -37,7 +37,7 @@ class VanillaKOALA(KOALA):
             ``lambda loss: loss - 4``. A loss that can fall below a fixed target needs such a callable.
         skip_nonfinite: turn a step with a non-finite loss or gradient into nothing.
         maximize: raise the loss to ``target``, which must be given.
-        fused: compile the kernels with :func:`torch.compile`.
+        fused: one pass over all elements in compiled code: needs a C compiler, on a GPU Triton.
 
     Raises:
         ValueError: a setting is outside its range.

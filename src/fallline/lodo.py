@@ -86,7 +86,7 @@ class LODO(Optimizer):
         weight_decay: shrinks the weights by ``1 - lr * weight_decay`` before the step.
         skip_nonfinite: turn a step with a non-finite gradient into nothing.
         maximize: ascend.
-        fused: compile the kernels with :func:`torch.compile`.
+        fused: compiled code: needs a C++ compiler, on a GPU Triton; the network is a graph of :func:`torch.compile`.
 
     A parameter without gradient stays, and is left out of this step and of what the next learns from it. Under gradient
     accumulation call ``step`` once a batch: the momentum and the next gradient must come from different data. Sharded

@@ -19,8 +19,9 @@ from torch import Tensor
 import fallline
 from fallline.bench.names import unknown
 
-Mode = Literal["eager", "fused", "foreach", "plain"]
-"""How a step runs: our kernels one tensor at a time, or compiled; torch's over lists; or as the authors write it."""
+Mode = Literal["eager", "fused", "foreach", "plain", "captured"]
+"""How a step runs: our kernels one tensor at a time, or in one pass over all; torch's over lists; as the authors write
+it; or the fused step as a CUDA graph."""
 
 Make = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
 
@@ -33,7 +34,7 @@ class Words:
     """Of parameters and gradients, in the parameters' dtype."""
 
     state: float
-    """Of the optimizer's state and of temporaries that two passes share, in the state's dtype."""
+    """Of the optimizer's state, in the state's dtype."""
 
     @property
     def total(self) -> float:
@@ -78,7 +79,7 @@ class Method:
     """The only parameter sets that it is measured on; none: on all."""
 
     apart: bool = False
-    """Measured only where `--only` names it: a step takes more than a minute."""
+    """Measured only where `--only` names it: its first step takes minutes."""
 
     @property
     def title(self) -> str:
@@ -156,19 +157,23 @@ def _ours() -> Iterable[Method]:
     yield from _both(
         "koala-m-decay", "MomentumKOALA, weight_decay", partial(momentum, **decay), Words(5, 4), 2, **known
     )
+    fixed = partial(momentum, q_rule="fixed")  # without the average
+    yield from _both(
+        "koala-m-fixed", "MomentumKOALA, q_rule=fixed", fixed, Words(4, 2), 1, loss=True, against="adamw-fused"
+    )
 
     products = partial(fallline.KOALAPlusPlus, lr=RATE)
     # Products: g, v, H; then p, g, v, H; p, v, H.
     known = dict(loss=True, against="adamw-fused", target=1.8)
     yield from _both("koala-pp", "KOALAPlusPlus", products, Words(4, 6), 2, **known)
 
-    arturo = partial(fallline.ArTuRO, lr=RATE, newton_iters=4)
-    # Finite: g. Filter: p, g and six tensors of state; five of them, z and w. Five solving passes: z, w.
-    # Move: p, precision, z, w; p, precision.
+    arturo = partial(fallline.ArTuRO, lr=RATE)
+    # Finite: g. Filter: p, g and six tensors of state; five of them. Move: p, precision, slope, intercept; p, precision.
     known = dict(against="adamw-fused", per_word=False)
-    yield from _both("arturo", "ArTuRO, newton_iters=4", arturo, Words(5, 27), 6, target=5.9, **known)
-    # The two-pass variant comes here. Finite: g. Filter: p, g and six; five. Move: p, slope, intercept, precision;
-    # p, precision. Words(5, 15), target 3.3.
+    yield from _both("arturo", "ArTuRO", arturo, Words(5, 15), 6, target=3.3, **known)
+    # Before it moves, Newton's passes: p, precision, slope, intercept. Eager is slow enough without them.
+    newton = partial(arturo, newton_iters=4)
+    yield next(iter(_both("arturo-newton", "ArTuRO, newton_iters=4", newton, Words(9, 27), 6, target=5.9, **known)))
 
     lodo = partial(fallline.LODO, lr=RATE, meta_lr=RATE)
     yield from _both("lodo", "LODO", lodo, None, 417, sets=("resnet18",), apart=True)

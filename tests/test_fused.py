@@ -1,0 +1,354 @@
+"""Fused kernels: the tape says what a kernel does, the code made from it does the same, and nothing is made twice."""
+
+import copy
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fallline import ArTuRO, CoolMomentum, MomentumKOALA, _c, _cache, _foreach, _fused, _triton
+from fallline._foreach import dot, run, squared_norm
+from fallline._tape import AFTER, BEFORE, INSIDE, Column, record
+
+HERE = Path(__file__).parent
+F32, F64 = torch.float32, torch.float64
+SIZES = [(), (1,), (31,), (32, 3), (4097,), (1 << 16,), (70_001,)]
+
+
+def arithmetic_(p: Tensor, g: Tensor, s: Tensor, k: Tensor, *, a: Any, b: Any, ok: Any) -> None:
+    """Each word of the vocabulary that is computed for an element."""
+    h = torch.where(ok, g, 0.0)
+    u = (2 - h) * a + k * p - h / (1 + s.square())
+    v = torch.addcmul(u, h, p, value=0.5).sub_(h, alpha=2).abs().sqrt().neg_().add_(p.clamp(-1, 1))
+    w = torch.lerp(v, u, b).clamp_min(-3).clamp_max(3).maximum(h).minimum(s + 5).mul_(0.3).exp()
+    mask = ((w > 1) & ~(w >= 2)) | (w < 0.5) | (w.le(0.1)) | (w == 7) | (w != w)
+    p.copy_(torch.where(mask, w, v.reciprocal() + 1 / (3 + h**2)))
+    s.lerp_(h, k).add_(p)
+
+
+def sums(p: Tensor, g: Tensor, s: Tensor, k: Tensor, *, a: Any, b: Any, ok: Any) -> tuple[Tensor, ...]:
+    return (p * g).sum() * a, squared_norm(g + b) + (p * k).sum(), dot(p, s) * k, p.amax(), (-s * k).amax()
+
+
+def tensors(dtype: torch.dtype, seed: int = 0) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.float32 if dtype == torch.bfloat16 else dtype
+    lists = [[torch.randn(s, generator=generator, dtype=F64).to(d) for s in SIZES] for d in (dtype, dtype, wide)]
+    return [*lists, torch.rand(len(SIZES), generator=generator, dtype=F64)]
+
+
+@pytest.mark.parametrize("ok", [True, False])
+@pytest.mark.parametrize(("dtype", "rtol"), [(F64, 1e-12), (F32, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
+def test_code_does_what_the_kernel_does(dtype: torch.dtype, rtol: float, ok: bool) -> None:
+    scalars = dict(a=0.7, b=torch.tensor(0.2, dtype=F64), ok=torch.tensor(ok))
+    ends = []
+    for fused in (False, True):
+        lists = tensors(dtype)
+        if not ok:
+            lists[1][4][7] = torch.nan
+        run(arithmetic_, lists, scalars, fused)
+        found = run(sums, [lists[0], lists[2], *lists[2:]], scalars, fused, maxima=2)
+        assert found is not None
+        assert found.shape == (len(SIZES), 5)
+        ends.append([*lists[0], *lists[1], *lists[2], found.to(F64)])
+    for eager, fused in zip(*ends, strict=True):
+        torch.testing.assert_close(eager, fused, rtol=rtol, atol=10 * rtol, equal_nan=True)
+
+
+def test_a_mixed_list_is_sorted_by_dtypes() -> None:
+    """Norms in float32 beside weights in bfloat16, as models have them."""
+    ends = []
+    for fused in (False, True):
+        half, full = tensors(torch.bfloat16), tensors(F32)
+        lists = [[x for pair in zip(a, b, strict=True) for x in pair] for a, b in zip(half[:3], full[:3], strict=True)]
+        lists.append(torch.cat([half[3], full[3]]))
+        scalars = dict(a=0.7, b=0.2, ok=torch.tensor(True))
+        found = run(sums, lists, scalars, fused, maxima=2)
+        run(arithmetic_, lists, scalars, fused)
+        ends.append([*lists[0], *lists[2], found])
+    for eager, fused in zip(*ends, strict=True):
+        torch.testing.assert_close(eager.float(), fused.float(), rtol=2e-2, atol=0.2)
+
+
+@pytest.mark.parametrize("view", ["channels last", "transposed", "slice", "mixed"])
+def test_any_layout_is_read_and_written(view: str) -> None:
+    """Weights in channels last, gradients that are not, a parameter that is a slice of another tensor."""
+
+    def cut(t: Tensor, which: str) -> Tensor:
+        if which == "channels last":
+            return t.contiguous(memory_format=torch.channels_last)
+        return t.transpose(0, 1).contiguous().transpose(0, 1) if which == "transposed" else t
+
+    ends = []
+    for fused in (False, True):
+        generator = torch.Generator().manual_seed(1)
+        p, g, s = (torch.randn(4, 3, 5, 6, generator=generator, dtype=F64) for _ in range(3))
+        whole = torch.zeros(8, 3, 5, 12, dtype=F64)
+        if view == "slice":
+            whole[::2, ..., ::2] = p
+            p = whole[::2, ..., ::2]
+        else:
+            p, s = (cut(t, "channels last" if view == "mixed" else view) for t in (p, s))
+            g = g if view == "mixed" else cut(g, view)
+        strides = p.stride(), s.stride()
+        run(arithmetic_, [[p], [g], [s], torch.ones(1, dtype=F64)], dict(a=0.7, b=0.2, ok=torch.tensor(True)), fused)
+        assert (p.stride(), s.stride()) == strides
+        ends.append((p, s, whole))
+    for eager, fused in zip(*ends, strict=True):
+        torch.testing.assert_close(eager, fused, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_not_a_number_and_infinity_are_kept(fused: bool) -> None:
+    def extremes(p: Tensor) -> tuple[Tensor, ...]:
+        return p.amax(), p.clamp_min(0.0).amax(), p.maximum(0.5 * p).amax(), p.minimum(2 * p).amax(), p.sum()
+
+    for at in (0, 31, 40, 4999):
+        for value in (torch.nan, torch.inf):
+            p = torch.linspace(-1, -0.5, 5000)
+            p[at] = value
+            found = run(extremes, [[p]], {}, fused)
+            assert found is not None
+            assert found.isnan().all() if value != value else (found == torch.inf).all()
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    lists = tensors(F32)
+    scalars = dict(a=0.7, b=0.2, ok=torch.tensor(True))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(run(sums, lists, scalars, True, maxima=2))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_sums_are_more_exact_than_the_precision_of_the_tensors() -> None:
+    """Float32 throughout would lose a unit in 2^24; here a few thousand are added before the sum goes on in float64."""
+
+    def total(p: Tensor) -> tuple[Tensor, ...]:
+        return (p.sum(),)
+
+    p = torch.rand(3_000_001, generator=torch.Generator().manual_seed(0))
+    found = run(total, [[p]], {}, True)
+    assert found is not None
+    assert found.item() == pytest.approx(p.double().sum().item(), rel=2e-7)
+
+
+@pytest.mark.parametrize("maxima", [0, 2])
+def test_a_large_tensor_is_taken_in_blocks_where_nothing_is_fused(monkeypatch: pytest.MonkeyPatch, maxima: int) -> None:
+    kernel = sums if maxima else arithmetic_
+    scalars = dict(a=0.7, b=0.2, ok=torch.tensor(True))
+    ends = []
+    for block in (1 << 30, 1000):
+        monkeypatch.setattr(_foreach, "BLOCK", block)
+        lists = tensors(F64)
+        lists[2][5] = torch.randn(2, 1 << 16, dtype=F64, generator=torch.Generator().manual_seed(2))[:, ::2].reshape(-1)
+        found = run(kernel, lists, scalars, False, maxima)
+        ends.append([*lists[0], *lists[2], *([] if found is None else [found])])
+    for whole, parts in zip(*ends, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-12, atol=1e-9)
+
+
+# -- the tape ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tape_says_what_is_done_once_for_each_element_and_at_the_end() -> None:
+    def kernel_(p: Tensor, g: Tensor, k: Tensor, *, a: Tensor, none: None) -> tuple[Tensor, ...]:
+        p.sub_(g * (a * k))
+        return (squared_norm(p),)
+
+    tape = record(
+        kernel_, [Column(F32, True), Column(torch.bfloat16, True), Column(F64, False)], {"a": F64, "none": None}
+    )
+    assert [(op.word, op.dtype) for op in tape.at(BEFORE)] == [("mul", F64)]
+    assert [op.word for op in tape.at(INSIDE)] == ["mul", "sub", "mul", "sum"]
+    assert [op.word for op in tape.at(AFTER)] == ["sqrt", "mul"]
+    assert list(tape.stores) == [0]
+    assert tape.touched == [0, 1]
+
+
+def two_passes_(p: Tensor) -> None:
+    p.div_(p.sum())
+
+
+def unknown_(p: Tensor) -> None:
+    p.copy_(torch.sinh(p))
+
+
+def shared_(p: Tensor, *, a: Tensor) -> None:
+    a.mul_(2)
+
+
+def halves_(p: Tensor, g: Tensor) -> None:
+    g.mul_(2)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scalars", "message"),
+    [
+        (two_passes_, {}, r"^two_passes_ takes two passes"),
+        (unknown_, {}, r"^unknown_: sinh .* not in the vocabulary"),
+        (shared_, {"a": F64}, r"^shared_ writes to a"),
+        (halves_, {}, r"^halves_ writes to argument 1"),
+    ],
+)
+def test_what_no_loop_over_elements_can_do_is_refused(kernel: Callable[..., Any], scalars: Any, message: str) -> None:
+    columns = [Column(torch.bfloat16, True)] * (2 if kernel is halves_ else 1)
+    with pytest.raises(NotImplementedError, match=message):
+        record(kernel, columns, scalars)
+
+
+# -- the first step --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the programs made from here on."""
+    names: list[str] = []
+    make = _c.Program.__init__
+
+    def note(self: Any, tape: Any) -> None:
+        names.append(tape.name)
+        make(self, tape)
+
+    monkeypatch.setattr(_c.Program, "__init__", note)
+    _fused._program.cache_clear()
+    return names
+
+
+@pytest.mark.parametrize("cls", [CoolMomentum, MomentumKOALA, ArTuRO])
+def test_a_thousand_steps_make_each_program_once(cls: Any, made: list[str], tmp_path: Path) -> None:
+    """With a schedule, a gradient that comes and goes, two groups, a group that joins, a resumed checkpoint."""
+    ps = [nn.Parameter(torch.randn(s)) for s in ((3, 4), (5,), (2, 2, 2))]
+    groups = [{"params": ps[:2]}, {"params": ps[2:], "lr": 1e-4}]
+    optimizer = cls(copy.copy(groups), lr=1e-3, skip_nonfinite=True, fused=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
+    loss = torch.tensor(1.0)
+
+    def step(i: int) -> None:
+        for k, p in enumerate(ps):
+            p.grad = None if k == 1 and i % 3 == 0 else torch.full_like(p, 1e-3)
+        optimizer.step(loss=loss) if cls is MomentumKOALA else optimizer.step()
+        scheduler.step()
+
+    step(0)
+    step(1)
+    first = sorted(made)
+    assert len(set(first)) == len(first) > 0
+    for i in range(1000):
+        if i == 300:
+            state = optimizer.state_dict()
+            optimizer = cls(copy.copy(groups), lr=1e-3, skip_nonfinite=True, fused=True)
+            optimizer.load_state_dict(state)
+            scheduler.optimizer = optimizer
+        if i == 500:
+            ps.append(nn.Parameter(torch.randn(70_000)))
+            optimizer.add_param_group({"params": ps[-1:]})
+            scheduler.base_lrs.append(1e-3)
+        step(i)
+    assert sorted(made) == first
+
+
+def test_a_library_is_compiled_once_for_all_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: list[str]
+) -> None:
+    """In a folder whose name has a blank."""
+    folder = tmp_path / "a cache"
+    monkeypatch.setenv("FALLLINE_CACHE", str(folder))
+    _cache.folder.cache_clear()
+    try:
+        p = nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        CoolMomentum([p], fused=True).step()
+        (library,) = folder.glob("*.so")
+        assert made == ["cool_"]
+
+        def refuse(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("compiled again")
+
+        monkeypatch.setattr(subprocess, "run", refuse)
+        _fused._program.cache_clear()
+        CoolMomentum([p], fused=True).step()
+        assert made == ["cool_", "cool_"]
+        assert [library] == list(folder.iterdir())
+    finally:
+        _cache.folder.cache_clear()
+
+
+def test_where_the_cache_cannot_be_written_there_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FALLLINE_CACHE", str(tmp_path / "file" / "cache"))
+    _cache.folder.cache_clear()
+    try:
+        assert _cache.folder().is_dir()
+        assert _cache.folder() != tmp_path / "file" / "cache"
+    finally:
+        _cache.folder.cache_clear()
+
+
+def test_without_a_compiler_one_sentence_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: list[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("FALLLINE_CACHE", str(tmp_path))
+    _cache.folder.cache_clear()
+    _c._compiler.cache_clear()
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"^fused=True needs a C compiler, and there is none: install gcc or clang"
+        ):
+            CoolMomentum([p], fused=True).step()
+        monkeypatch.setenv("CC", "/bin/false")
+        with pytest.raises(RuntimeError, match=r"install gcc .*The one that is there, /bin/false, fails"):
+            CoolMomentum([p], fused=True).step()
+        assert p.tolist() == [1.0] * 3
+    finally:
+        _cache.folder.cache_clear()
+        _c._compiler.cache_clear()
+
+
+def test_a_device_without_an_engine_is_refused() -> None:
+    p = nn.Parameter(torch.ones(3, device="meta"))
+    p.grad = torch.ones(3, device="meta")
+    with pytest.raises(RuntimeError, match=r"not for 'meta'"):
+        CoolMomentum([p], fused=True).step()
+
+
+# -- Triton ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["interpret", "compile"])
+def test_triton_does_the_same_and_compiles_for_a_gpu(part: str, tmp_path: Path) -> None:
+    """In Triton's interpreter, on the CPU; and to machine code for a GPU that need not be there."""
+    pytest.importorskip("triton", reason="Triton is not installed: pip install triton")
+    environment = os.environ | {"FALLLINE_CACHE": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path)}
+    if part == "interpret":
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "on_triton.py"), part], env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_without_triton_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"^fused=True needs Triton on a GPU.*pip install triton"):
+        _triton.Program(record(two_pass_free, [Column(F32, True)], {}))
+
+
+def two_pass_free(p: Tensor) -> tuple[Tensor, ...]:
+    return (p.sum(),)
