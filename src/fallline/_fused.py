@@ -6,7 +6,6 @@ that is missing or a changed scalar are other tables for the same program.
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import compress
 from typing import Any
 
 import torch
@@ -30,17 +29,17 @@ def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any]) -> Tensor | No
         return _launch(kernel, lists, [kind[0] for kind in kinds], scalars)
 
     # Weights in half precision beside norms in float32, say: a launch for each kind of row.
-    rows = zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True)
-    kind_of = [tuple(t.dtype for t in row) for row in rows]
-    sums: Tensor | None = None
+    columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]
+    kind_of = [tuple(t.dtype for t in row) for row in zip(*columns, strict=True)]
+    sums: dict[int, Tensor] = {}
     for kind in dict.fromkeys(kind_of):
-        here = [other == kind for other in kind_of]
-        chosen = [x[here] if isinstance(x, Tensor) else list(compress(x, here)) for x in lists]
-        some = _launch(kernel, chosen, kind, scalars)
+        rows = [i for i, other in enumerate(kind_of) if other == kind]
+        chosen = [[x[i] for i in rows] for x in columns]  # not by an index, which a GPU would wait for
+        together = [torch.stack(x) if isinstance(whole, Tensor) else x for x, whole in zip(chosen, lists, strict=True)]
+        some = _launch(kernel, together, kind, scalars)
         if some is not None:
-            sums = some.new_empty(len(kind_of), some.shape[1]) if sums is None else sums
-            sums[here] = some
-    return sums
+            sums |= zip(rows, some.unbind(), strict=True)
+    return torch.stack([sums[i] for i in sorted(sums)]) if sums else None
 
 
 def _launch(kernel: Kernel, lists: Lists, dtypes: Sequence[torch.dtype], scalars: dict[str, Any]) -> Tensor | None:

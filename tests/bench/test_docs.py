@@ -56,7 +56,9 @@ def test_the_results_on_the_page_are_of_every_setting_and_solver(arturo: ModuleT
     wanted = [[f"`{names[0]}`", solver] for names in arturo.distinct() for solver in arturo.SOLVERS]
     assert [row[:2] for row in body] == wanted
     for row in body:
-        assert (float(row[3]) == 1.0) == row[1].startswith("newton")  # the bound holds, and is reached
+        assert (float(row[3]) == 1.0) == (row[1] != "bisect")  # the bound holds, and is reached
+        if row[1] != "bisect":
+            assert 0.99 < float(row[4]) <= 1  # and from moments alone a step uses nearly all of it
 
 
 def test_the_script_trains_measures_and_draws(arturo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +74,7 @@ def test_the_script_trains_measures_and_draws(arturo: ModuleType, monkeypatch: p
     drawn = arturo.figure(runs)
     assert len(drawn["data"]) == 2 * len(runs)
     assert all(len(trace["x"]) == len(trace["y"]) == 12 for trace in drawn["data"])
-    assert drawn["data"][0]["y"] == runs["newton"]["ratio"].tolist()
+    assert drawn["data"][0]["y"] == runs["moments"]["ratio"].tolist()
     assert torch.isfinite(runs["bisect"]["slope"]).all()
 
 
