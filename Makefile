@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 ENV := .venv/.ready
 PICTURE ?= docs/race.svg
+RECORDS := benchmarks/records
+STEP := OMP_NUM_THREADS=1 $(BIN)/fallline bench step --first --rounds 15
 
 # The environment is stale when the project has moved (it is installed in place) or another interpreter is asked for.
 OWNER := $(PYTHON) in $(CURDIR)
@@ -12,7 +14,7 @@ ifneq ($(shell cat $(ENV) 2>/dev/null),$(OWNER))
 .PHONY: $(ENV)
 endif
 
-.PHONY: help race test check picture figures clean
+.PHONY: help race test check picture bench gpu figures clean
 .DEFAULT_GOAL := help
 
 help: ## list these words
@@ -33,8 +35,18 @@ picture: $(ENV) ## draw the picture of the last race for the README (needs Chrom
 	@mkdir -p $(dir $(PICTURE))
 	@$(BIN)/fallline report --picture $(PICTURE)
 
-figures: $(ENV) ## make the figures and tables of docs/ again (needs Chromium)
+bench: $(ENV) ## measure a step of each optimizer; then its chart and tables (needs Chromium; half an hour)
+	@$(STEP) --set resnet18 --dtype float32 --dtype bfloat16 --with benchmarks/unfused.py --memory --out $(RECORDS)/cpu.json
+	@$(STEP) --set many --only fused --out $(RECORDS)/cpu-many.json
+	@$(STEP) --set gpt2 --set one --dtype float32 --dtype bfloat16 --only fused --out $(RECORDS)/cpu-large.json
+	@$(BIN)/python benchmarks/chart.py
+
+gpu: ## check and measure on a GPU, with what PYTHON has there: torch, numpy, scipy, rich, typer
+	@PYTHONPATH=src "$(PYTHON)" benchmarks/gpu.py
+
+figures: $(ENV) ## make the figures and tables of docs/ and benchmarks/ again (needs Chromium)
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/arturo.py
+	@$(BIN)/python benchmarks/chart.py
 
 clean: ## remove the environment and the caches; races under runs/ stay
 	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fallline.bench.speed.ground import DTYPES
-from fallline.bench.speed.methods import Method, all_methods, chosen
+from fallline.bench.speed.methods import METHODS, Method, all_methods, chosen
 from fallline.bench.speed.record import machine, write
 from fallline.bench.speed.results import Part
 from fallline.bench.speed.run import Plan, measure
@@ -59,16 +59,16 @@ def step(
             show_default="all but lodo",
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="In each, everybody has a turn.")] = 11,
+    rounds: Annotated[int, typer.Option(min=3, help="In each, everybody has a turn.")] = 7,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps in a turn.", show_default="as many as take 0.05 s")
     ] = None,
     first: Annotated[
-        bool, typer.Option("--first/--no-first", help="First steps, each in two new processes: takes minutes.")
-    ] = True,
+        bool, typer.Option("--first/--no-first", help="First steps too, each in two new processes: minutes more.")
+    ] = False,
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="Memory of temporaries, in such processes.")
-    ] = True,
+        bool, typer.Option("--memory/--no-memory", help="Memory of temporaries too; on the CPU, in such processes.")
+    ] = False,
     files: Annotated[
         list[Path] | None,
         typer.Option("--with", metavar="FILE.py", help="More methods: its list [b]METHODS[/b]; may come again."),
@@ -78,13 +78,15 @@ def step(
 ) -> None:
     """Measure a step of each optimizer beside torch's own: time, traffic, first step, memory, host reads.
 
+    About a minute, as it is.
+
     [b]Examples[/b]
 
-    fallline bench step --no-first --no-memory
+    fallline bench step --only koala-m,fused
 
-    fallline bench step --set gpt2 --dtype float32 --dtype bfloat16 --only fused
+    fallline bench step --set gpt2 --dtype float32 --dtype bfloat16 --only fused --first
 
-    fallline bench step --set many --with benchmarks/unfused.py --out benchmarks/records/many.json
+    fallline bench step --with benchmarks/unfused.py --first --memory --out benchmarks/records/mine.json
     """
     console, watch = wide(), Console(stderr=True, highlight=False)
     checked_device(device)
@@ -106,8 +108,26 @@ def step(
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         watch.print(Text.assemble(("Error: ", "bold red"), str(error)))
         raise typer.Exit(1) from None
+    console.print(Text(left_out(parts, first, memory)))
     if out is not None:
         console.print(f"Raw numbers: {out}", soft_wrap=True)
+
+
+def left_out(parts: Sequence[Part], first: bool, memory: bool) -> str:
+    """What could have been measured and was not, with what asks for it.
+
+    Args:
+        parts: what was measured.
+        first, memory: as the command takes them.
+    """
+    done = {word for part in parts for word in (part.set, part.dtype, *(row.method.name for row in part.rows))}
+    rest = [f"--{name}" for name, asked in (("first", first), ("memory", memory)) if not asked]
+    rest += [f"--set {name}" for name in SETS if name not in done]
+    rest += [f"--dtype {name}" for name in DTYPES if name not in done]
+    apart = {one.name.partition("-")[0] for one in METHODS if one.apart and one.name not in done}
+    rest += [f"--only {name}" for name in sorted(apart)]
+    rest += [] if any(row.method.mode == "plain" for part in parts for row in part.rows) else ["--with FILE.py"]
+    return f"Left out, unless asked for: {', '.join(rest)}." if rest else "Nothing is left out."
 
 
 def wide() -> Console:

@@ -23,8 +23,8 @@ ASKING = frozenset({"aten::item", "aten::is_nonzero", "aten::allclose"})
 GUARDS = "TorchDynamo Cache Lookup"
 """Compares numbers that the host has with those that a graph was compiled for."""
 
-LAUNCH = "LaunchKernel"
-"""In the names of what launches kernels: cudaLaunchKernel, cudaLaunchKernelExC, cuLaunchKernel, cuLaunchKernelEx."""
+LAUNCHES = ("LaunchKernel", "GraphLaunch")
+"""In the names of what launches kernels: cudaLaunchKernelExC, cuLaunchKernelEx and their like; or a graph of them."""
 
 SYNC = "synchronizing CUDA operation"
 """In torch's warning of one."""
@@ -55,7 +55,7 @@ def count(step: Callable[[], object], device: torch.device) -> Counts:
     if not cuda:
         roots = [event for event in events if event.cpu_parent is None]
         return Counts(operations(roots), host_reads(roots))
-    return Counts(sum(LAUNCH in event.name for event in events), synchronizations(step))
+    return Counts(sum(any(word in event.name for word in LAUNCHES) for event in events), synchronizations(step))
 
 
 def operations(events: Iterable[Any]) -> int:

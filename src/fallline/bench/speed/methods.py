@@ -168,7 +168,7 @@ def _ours() -> Iterable[Method]:
     yield from _both("koala-pp", "KOALAPlusPlus", products, Words(4, 6), 2, **known)
 
     arturo = partial(fallline.ArTuRO, lr=RATE)
-    # Finite: g. Filter: p, g and six tensors of state; five of them. Move: p, precision, slope, intercept; p, precision.
+    # Finite: g. Filter: p, g and six of state; five of them. Move: p, precision, slope, intercept; p, precision.
     known = dict(against="adamw-fused", per_word=False)
     yield from _both("arturo", "ArTuRO", arturo, Words(5, 15), 6, target=3.3, **known)
     # Before it moves, Newton's passes: p, precision, slope, intercept. Eager is slow enough without them.

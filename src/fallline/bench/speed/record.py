@@ -1,6 +1,7 @@
 """What was measured, as JSON: charts and tables can be made from it later."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
@@ -18,7 +19,7 @@ SCHEMA = 1
 
 UNITS = {
     "seconds": ["times", "ratios' times", "turns", "copy", "fresh.cold", "fresh.warm"],
-    "bytes": ["bytes", "largest", "fresh.temporaries"],
+    "bytes": ["bytes", "largest", "temporaries"],
     "bytes a second": ["bandwidth", "copy_bandwidth"],
     "words a parameter": ["words", "state"],
 }
@@ -47,12 +48,13 @@ def as_record(parts: Sequence[Part], about: Mapping[str, str]) -> dict[str, Any]
 
 
 def as_part(part: Part) -> dict[str, Any]:
-    """A part as plain values; its turns as one list a column."""
+    """A part as plain values; its turns as one list a column, their seconds to four digits."""
     plain = {one.name: getattr(part, one.name) for one in fields(part)}
     plain["rows"] = [as_row(row) for row in part.rows]
     plain["copy"] = {clock: asdict(times) for clock, times in part.copy.items()}
     columns = [one.name for one in fields(Turn)]
-    plain["turns"] = dict(zip(columns, map(list, zip(*map(astuple, part.turns), strict=True)), strict=True))
+    turns = [[float(f"{one:.4g}") if isinstance(one, float) else one for one in astuple(turn)] for turn in part.turns]
+    plain["turns"] = dict(zip(columns, map(list, zip(*turns, strict=True)), strict=True))
     return plain
 
 
@@ -77,9 +79,12 @@ def as_row(row: Row) -> dict[str, Any]:
         "state": row.state,
         "counts": asdict(row.counts) if row.counts else None,
         "fresh": asdict(row.fresh) if row.fresh else None,
+        "temporaries": row.temporaries,
     }
 
 
-def write(path: Path, parts: Sequence[Part], about: Mapping[str, str]) -> Path:
-    """Write the record of some parts, whole or not at all."""
-    return put(path, json.dumps(as_record(parts, about), indent=1, allow_nan=False) + "\n")
+def write(path: Path, parts: Sequence[Part], about: Mapping[str, str], **more: Any) -> Path:
+    """Write the record of some parts, and more under other names, whole or not at all; a list of values is a line."""
+    text = json.dumps({**as_record(parts, about), **more}, indent=1, allow_nan=False)
+    text = re.sub(r"\[\n[^][{}]*\n *\]", lambda found: re.sub(r"\n *", "", found[0]), text)
+    return put(path, text + "\n")

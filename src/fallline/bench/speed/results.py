@@ -81,6 +81,9 @@ class Row:
     fresh: Fresh | None
     """From new processes, if there were any."""
 
+    temporaries: int | None
+    """Bytes at the peak of a step, beyond parameters, gradients and state; None where nobody looked."""
+
     target: float | None
     """The largest ratio that it may have here."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from fallline.bench.speed.alone import temporaries
 from fallline.bench.speed.counts import Counts, count
 from fallline.bench.speed.fresh import Fresh, fresh
 from fallline.bench.speed.ground import DTYPES, Ground, Stepper, lay
@@ -41,7 +42,7 @@ class Plan:
     threads: int = 1
     """Of torch."""
 
-    rounds: int = 11
+    rounds: int = 7
     """In each, everybody has a turn."""
 
     steps: int | None = None
@@ -51,10 +52,10 @@ class Plan:
     """Of the order, and of the parameters."""
 
     first: bool = True
-    """Whether to take the seconds of first steps, in processes of their own."""
+    """Whether to take the seconds of first steps, each in two new processes."""
 
     memory: bool = True
-    """Whether to take the memory of temporaries, in the same processes."""
+    """Whether to take the memory of temporaries: on the CPU in such a process, on a GPU its allocator tells."""
 
     @property
     def clock(self) -> ClockName:
@@ -74,6 +75,9 @@ class Seen:
 
     counts: Counts | None
     """Of a step."""
+
+    temporaries: int | None = None
+    """Bytes, where this process can tell."""
 
 
 def measure(
@@ -113,8 +117,8 @@ def measure(
     apart: dict[str, Fresh] = {}
     task = {"set": plan.set, "dtype": plan.dtype, "device": plan.device, "threads": plan.threads}
     for method in methods:
-        if method.name in seen and (plan.first or plan.memory):
-            say(f"{here}: first steps of {method.title}")
+        if method.name in seen and (plan.first or (plan.memory and plan.device == "cpu")):
+            say(f"{here}: {method.title} in a new process")
             apart[method.name] = fresh(method, task, files, first=plan.first)
 
     copy = times([turn for turn in heard if turn.method == COPY])
@@ -159,7 +163,8 @@ def hold(
             runner = Runner(stepper.step, ground.device, plan.threads, plan.steps)
             if method in new:
                 words = sum(value.numel() for value in stepper.state()) / ground.elements
-                seen[method.name] = Seen(words, stepper.state_bytes(), count(stepper.step, ground.device))
+                peak = temporaries(stepper, ground) if plan.memory and plan.device == "cuda" else None
+                seen[method.name] = Seen(words, stepper.state_bytes(), count(stepper.step, ground.device), peak)
         except Exception as error:  # whatever an optimizer may raise: the others are measured all the same
             left_out[method.name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
@@ -212,6 +217,7 @@ def row(
         state=seen.state,
         counts=seen.counts,
         fresh=told_apart,
+        temporaries=told_apart.temporaries if told_apart and plan.device == "cpu" else seen.temporaries,
         target=method.target if judged else None,
     )
 

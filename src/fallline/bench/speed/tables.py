@@ -75,7 +75,7 @@ def other_table(part: Part) -> Table:
             f"{row.state:.0f}" if row.state > 100 else f"{row.state:.3g}",
             _seconds(fresh.cold if fresh else None),
             _seconds(fresh.warm if fresh else None),
-            f"{fresh.temporaries / 1e6:,.1f}" if fresh and fresh.temporaries is not None else NONE,
+            f"{row.temporaries / 1e6:,.1f}" if row.temporaries is not None else NONE,
             f"{row.counts.launches:,}" if row.counts else NONE,
             f"{row.counts.host_reads:,}" if row.counts else NONE,
         )
@@ -108,10 +108,13 @@ def words(part: Part) -> list[str]:
             "values that Python asks for, which would wait for a GPU."
         )
     else:
-        ours = [row for row in part.rows if row.method.mode == "fused" and row.ratios and row.share is not None]
-        reached = sum(row.share is not None and row.share >= REACH for row in ours)
-        if ours:
-            said.append(f"{reached} of {len(ours)} fused methods reach {100 * REACH:.0f} % of that.")
+        for mode in ("fused", "captured"):
+            shares = [
+                row.share for row in part.rows if row.method.mode == mode and row.ratios and row.share is not None
+            ]
+            reached = sum(share >= REACH for share in shares)
+            if shares:
+                said.append(f"{reached} of {len(shares)} {mode} methods reach {100 * REACH:.0f} % of that.")
     judged = [row for row in part.rows if row.met is not None]
     if judged:
         missed = [row for row in judged if not row.met]
@@ -162,7 +165,11 @@ def _number(value: float | None) -> str:
 def _ratio(ratio: Ratio | None) -> tuple[Text, str]:
     if ratio is None:
         return Text(NONE), NONE
-    return Text(f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"), f"{ratio.of_minima:.2f}"
+    return Text(f"{_times(ratio.median)} [{_times(ratio.low)}, {_times(ratio.high)}]"), _times(ratio.of_minima)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.{2 if ratio < 9.995 else 1}f}"
 
 
 def _target(row: Row) -> Text:

@@ -19,11 +19,11 @@ TURN = 0.05
 MOST = 100
 """Steps of a turn."""
 
-LONG = 0.5
+LONG = 0.15
 """Seconds: who takes longer for a turn takes part in every second round, who takes twice as long in every third, ..."""
 
-SELDOM = 5
-"""... but nobody more seldom than in every fifth."""
+LEAST = 3
+"""... but everybody in as many as these at least."""
 
 COPY = "copy"
 """The name of a copy of all parameters, among the methods."""
@@ -88,7 +88,7 @@ class Runner:
         seconds, _ = self.time(1)
         self.steps = steps or max(1, min(MOST, round(TURN / seconds)))
         # Before each turn torch's Timer takes steps that it does not count: two, unless there are hundreds.
-        self.every = max(1, min(SELDOM, math.ceil((self.steps + 2) * seconds / LONG)))
+        self.every = max(1, math.ceil((self.steps + 2) * seconds / LONG))
 
     def time(self, steps: int) -> tuple[float, float]:
         """Seconds of wall and of CPU time a step."""
@@ -120,8 +120,9 @@ def turns(
     """
     for round_ in range(rounds):
         say(round_)
-        # Slow ones spread over the rounds; all of them are in at least one.
-        here = [pair for i, pair in enumerate(pairs) if (round_ + i) % min(runners[pair[0]].every, rounds) == 0]
+        # Slow ones spread over the rounds.
+        every = [min(runners[name].every, max(1, rounds // LEAST)) for name, _ in pairs]
+        here = [pair for i, pair in enumerate(pairs) if (round_ + i) % every[i] == 0]
         for name, beside in order(here, seed, round_):
             steps = runners[name].steps
             yield Turn(name, beside, round_, steps, *runners[name].time(steps))
