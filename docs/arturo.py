@@ -80,7 +80,8 @@ def settings_table() -> str:
 
 def results_table(runs: dict[tuple[str, str], dict[str, Tensor]]) -> str:
     """KL / epsilon, multiplier and accuracy of every run."""
-    rows = [["settings", "solver", "KL/ε: median", "largest", "least if active", "steps above 1.1", "smallest η", "inactive", "accuracy"]]
+    bound = ["KL/ε: median", "largest", "least if active", "steps above 1.1"]
+    rows = [["settings", "solver", *bound, "smallest η", "inactive", "accuracy"]]
     for (experiment, solver), run in runs.items():
         ratio, eta = run["ratio"], run["eta"]
         least = SOLVERS[solver].get("eta_min", 0.0)
