@@ -567,7 +567,7 @@ def test_fused_equals_eager_and_a_changing_lr_recompiles_nothing(name: str, dtyp
 
 @pytest.mark.parametrize("name", METHODS)
 def test_fused_writes_scalar_parameters(name: str) -> None:
-    """In float64 on a CPU, where torch's compiler would lose what is written to them."""
+    """Which have no dimension to run over, and stand beside state that has none either."""
     ends = []
     for fused in (False, True):
         ps = [nn.Parameter(torch.tensor(v, dtype=torch.float64)) for v in (2.0, [1.0, 3.0])]

@@ -5,9 +5,11 @@ when an address has changed. Sums are taken block by block, then tensor by tenso
 """
 
 import importlib.util
+import tempfile
 from array import array
 from collections import OrderedDict
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -190,10 +192,11 @@ class Program:
         path = (
             folder() / f"{tape.name}_{sha256(code.encode()).hexdigest()[:32]}.py"
         )  # Triton reads its source from a file
-        if not path.exists() or path.read_text() != code:
-            made = path.with_suffix(f".{torch.initial_seed()}.tmp")
-            made.write_text(code)
-            made.replace(path)
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=path.parent) as place:
+                made = Path(place) / path.name
+                made.write_text(code, encoding="utf-8")
+                made.replace(path)  # in one go: another process finds it whole or not at all
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
