@@ -36,7 +36,8 @@ picture: $(ENV) ## draw the picture of the last race for the README (needs Chrom
 	@$(BIN)/fallline report --picture $(PICTURE)
 
 bench: $(ENV) ## measure a step of each optimizer; then its chart and tables (needs Chromium; half an hour)
-	@$(STEP) --set resnet18 --dtype float32 --dtype bfloat16 --with benchmarks/unfused.py --memory --out $(RECORDS)/cpu.json
+	@$(STEP) --set resnet18 --with benchmarks/unfused.py --memory --out $(RECORDS)/cpu.json
+	@$(STEP) --set resnet18 --dtype bfloat16 --only fused --out $(RECORDS)/cpu-bfloat16.json
 	@$(STEP) --set many --only fused --out $(RECORDS)/cpu-many.json
 	@$(STEP) --set gpt2 --set one --dtype float32 --dtype bfloat16 --only fused --out $(RECORDS)/cpu-large.json
 	@$(BIN)/python benchmarks/chart.py
