@@ -7,7 +7,6 @@ hand. Needs fallline[docs], and Chrome or Chromium.
 """
 
 import json
-import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fallline.bench.figures import COLOURS, EITHER, INK
+from fallline.bench.files import fill
 from fallline.bench.speed import METHODS
+from fallline.bench.speed.methods import ADAMW
 from fallline.bench.speed.shapes import SETS
 
 HERE = Path(__file__).parent
@@ -184,7 +185,7 @@ def eager_table(part: Part) -> str:
         if one["mode"] == "eager" and one["ratios"]:
             words = sum(one["words"].values())
             met = "–" if one["met"] is None else "✓" if one["met"] else "✗"
-            rows.append([one["label"], f"{words:g}", number(words / 7), ratio(one), met])
+            rows.append([one["label"], f"{words:g}", number(words / ADAMW.total), ratio(one), met])
     return markdown(rows)
 
 
@@ -394,19 +395,10 @@ def texts(folder: Path) -> dict[tuple[Path, str], str]:
     }
 
 
-def put(page: Path, place: str, text: str) -> None:
-    """Replace what lies between two comments of a page."""
-    pattern = rf"(<!-- {place} -->\n).*?(<!-- end -->)"
-    old = page.read_text(encoding="utf-8")
-    new, count = re.subn(pattern, lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old, flags=re.DOTALL)
-    assert count == 1, place
-    page.write_text(new, encoding="utf-8")
-
-
 def main() -> None:
     """Write and draw."""
     for (page, place), text in texts(HERE / "records").items():
-        put(page, place, text)
+        fill(page, place, text)
     drawn = figure(read(HERE / "records", "cpu*.json")[MAIN])
     go.Figure(drawn).write_image(HERE / "step.svg", width=800, height=520)
 

@@ -6,7 +6,6 @@ Sixteen runs of 60 epochs on scikit-learn's digits, one to two minutes on one co
 and draws docs/arturo.svg. Needs fallline[docs], and Chrome or Chromium.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 import fallline
 from fallline.arturo import PUBLISHED
+from fallline.bench.files import fill
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.tasks import get_task
 
@@ -137,23 +137,13 @@ def figure(runs: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
     return {"data": data, "layout": layout}
 
 
-def put(place: str, text: str) -> None:
-    """Replace what lies between two comments of the page."""
-    page = HERE / "arturo.md"
-    pattern = rf"(<!-- {place} -->\n).*?(<!-- end -->)"
-    old = page.read_text(encoding="utf-8")
-    new, count = re.subn(pattern, lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old, flags=re.DOTALL)
-    assert count == 1, place
-    page.write_text(new, encoding="utf-8")
-
-
 def main() -> None:
     """Train, print, write, draw."""
     torch.set_num_threads(1)
     runs = {(names[0], solver): train(names[0], solver) for names in distinct() for solver in SOLVERS}
     slopes = torch.stack([torch.stack([run["slope"].min(), run["slope"].max()]) for run in runs.values()])
-    put("settings", settings_table())
-    put("results", results_table(runs))
+    fill(HERE / "arturo.md", "settings", settings_table())
+    fill(HERE / "arturo.md", "results", results_table(runs))
     print(results_table(runs))
     print(f"slopes at the end, of all runs: {slopes.min():.3f} to {slopes.max():.3f}")
     drawn = figure({solver: runs[DRAWN, solver] for solver in SOLVERS if solver != "newton"})  # hidden by moments

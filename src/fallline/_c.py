@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from array import array
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._cache import folder
-from ._tape import AFTER, BEFORE, INSIDE, Op, Tape
+from ._cache import kept
+from ._tape import AFTER, BEFORE, INSIDE, Op, Tape, indent
+from ._tape import FORMULAS as ALIKE
 
 NO_COMPILER = (
     "fused=True needs a C compiler, and there is none: install gcc or clang (Debian and Ubuntu: apt install gcc "
@@ -40,18 +40,7 @@ TYPES = {
     torch.bool: "_Bool",
     torch.int64: "int64_t",
 }
-FORMULAS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "neg": "-{}",
+FORMULAS = ALIKE | {
     "abs": "fabs{f}({})",
     "sqrt": "sqrt{f}({})",
     "exp": "exp{f}({})",
@@ -61,10 +50,7 @@ FORMULAS = {
     "minimum of a number": "{0} > {1} ? {1} : {0}",
     "where": "{} ? {} : {}",
     "pick": "pick_{kind}({}, {}, {})",
-    "logical_and": "{} & {}",
-    "logical_or": "{} | {}",
     "logical_not": "!{}",
-    "cast": "{}",
 }
 HEAD = """\
 #include <math.h>
@@ -168,12 +154,11 @@ def source(tape: Tape) -> str:
     numbers, pointers, loads = [], [], []
     for i, column in enumerate(tape.columns):
         kind, real = TYPES[column.dtype], TYPES[tape.dtypes[f"x{i}"]]
-        if column.elements:
-            pointers.append(
-                f"{'' if i in tape.stores else 'const '}{kind} *restrict const c{i} = columns[{i} * n + k];"
-            )
+        if i in tape.touched:
+            written = "" if i in tape.stores else "const "
+            pointers.append(f"{written}{kind} *restrict const c{i} = columns[{i} * n + k];")
             loads.append(f"const {real} x{i} = {_widened(f'c{i}[i]', column.dtype)};")
-        else:
+        elif not column.elements:
             place = f"columns[{i} * n])[k]" if column.together else f"columns[{i} * n + k])[0]"
             numbers.append(f"const {real} x{i} = {_widened(f'((const {kind} *){place}', column.dtype)};")
     for j, (name, dtype) in enumerate(tape.scalars.items()):
@@ -198,18 +183,11 @@ def source(tape: Tape) -> str:
             clear=" ".join(f"{part}[j] = {start};" for part, start in zip(parts, starts, strict=True)),
             fold=" ".join(join.format(f"partial[{r}]", f"{parts[r]}[j]") for r, join in enumerate(joins)),
         )
-    touched = {name for op in tape.ops for name in op.args} & {
-        f"x{i}" for i, c in enumerate(tape.columns) if c.elements
-    }
-    streams = max(1, STREAMS // max(len(touched), 1))
-    lanes = (
-        PARTS
-        // (1 if len(reductions) < 3 else 2)
-        // max([op.dtype.itemsize for op in reductions], default=8)
-        // streams
-    )
+    streams = max(1, STREAMS // max(len(tape.touched), 1))
+    together = PARTS if len(reductions) < 3 else PARTS // 2  # of one sum
+    lanes = together // max([op.dtype.itemsize for op in reductions], default=8) // streams
     sizes = dict(SUMS=len(reductions), PIECE=PIECE, BLOCK=BLOCK, STREAMS=streams, LANES=lanes)
-    zeros = _indent(f"partial[{r}] = {start};" for r, start in enumerate(starts))
+    zeros = indent(f"partial[{r}] = {start};" for r, start in enumerate(starts))
 
     totals = [f"double {op.out}_total = {start};" for op, start in zip(reductions, starts, strict=True)]
     joined = [
@@ -224,22 +202,18 @@ def source(tape: Tape) -> str:
         f"/* {tape.name} */\n{HEAD}\nenum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};\n\n"
         + " \\\n".join(["#define ELEMENT(i, j)", *("    " + line for line in loads + inside + stores)])
         + f"\n\nstatic void work({arguments}, int64_t begin, int64_t end, double *partial) {{\n"
-        + _indent(pointers + numbers)
+        + indent(pointers + numbers)
         + zeros
         + loop
         + f"}}\n\nstatic void finish({arguments}, const double *partial, int64_t pieces, double *sums) {{\n"
-        + _indent(numbers + totals)
+        + indent(numbers + totals)
         + "    for (int64_t piece = 0; piece < pieces; piece++, partial += SUMS) {\n"
         + "".join(f"        {line}\n" for line in joined)
         + "    }\n"
-        + _indent(results)
+        + indent(results)
         + "}\n\n"
         + RUN
     )
-
-
-def _indent(lines: Any) -> str:
-    return "".join(f"    {line}\n" for line in lines)
 
 
 def _statement(op: Op, tape: Tape) -> str:
@@ -306,16 +280,14 @@ def compiled(code: str) -> Path:
     """The shared library of a program, out of the cache or into it."""
     compiler = _compiler()
     key = "\n".join([code, compiler, *FLAGS, _processor()])
-    path = folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as place:
-            made = Path(place) / path.name
-            command = [compiler, *FLAGS, "-", "-o", str(made), "-lm"]
-            done = subprocess.run(command, input=code, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{NO_COMPILER}. The one that is there, {compiler}, fails:\n{done.stderr[-2000:]}")
-            made.replace(path)  # in one go: another process finds it whole or not at all
-    return path
+
+    def compile_to(path: Path) -> None:
+        command = [compiler, *FLAGS, "-", "-o", str(path), "-lm"]
+        done = subprocess.run(command, input=code, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{NO_COMPILER}. The one that is there, {compiler}, fails:\n{done.stderr[-2000:]}")
+
+    return kept(f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so", compile_to)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import functools
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -17,3 +18,14 @@ def folder() -> Path:
             return path
     except OSError:
         return Path(tempfile.mkdtemp(prefix="fallline-"))
+
+
+def kept(name: str, make: Callable[[Path], object]) -> Path:
+    """The file of this name in the folder. Where it is missing, ``make`` writes it to the path that it is given."""
+    path = folder() / name
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as place:
+            made = Path(place) / name
+            make(made)
+            made.replace(path)  # in one go: another process finds it whole or not at all
+    return path

@@ -4,7 +4,7 @@ A kernel is run once, on tensors of one element, and what it asks of torch is wr
 numbers alone is done before the loop over the elements, what depends on sums after it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,6 +21,24 @@ SAME = {word: word for word in ("mul", "div", "maximum", "minimum", "where", "ne
 SAME |= {word: word for word in ("gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or")}
 SAME |= {"__and__": "logical_and", "__or__": "logical_or", "__invert__": "logical_not", "bitwise_not": "logical_not"}
 SAME |= {"__rmul__": "mul", "true_divide": "div", "__rtruediv__": "rdiv", "__rdiv__": "rdiv"}
+
+# The words that C and Triton write alike.
+FORMULAS = {
+    "add": "{} + {}",
+    "sub": "{} - {}",
+    "mul": "{} * {}",
+    "div": "{} / {}",
+    "gt": "{} > {}",
+    "ge": "{} >= {}",
+    "lt": "{} < {}",
+    "le": "{} <= {}",
+    "eq": "{} == {}",
+    "ne": "{} != {}",
+    "neg": "-{}",
+    "logical_and": "{} & {}",
+    "logical_or": "{} | {}",
+    "cast": "{}",
+}
 
 
 class Column(NamedTuple):
@@ -200,3 +218,8 @@ class _Recorder(TorchFunctionMode):
             self.tape.ops.append(Op(out, word, names, dtype, inner, place))
             self.tape.dtypes[out] = dtype
         return out, AFTER if word in REDUCTIONS else place
+
+
+def indent(lines: Iterable[str]) -> str:
+    """Lines of code, one step to the right."""
+    return "".join(f"    {line}\n" for line in lines)

@@ -5,18 +5,17 @@ when an address has changed. Sums are taken block by block, then tensor by tenso
 """
 
 import importlib.util
-import tempfile
 from array import array
 from collections import OrderedDict
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._cache import folder
-from ._tape import AFTER, BEFORE, INSIDE, REDUCTIONS, Op, Tape
+from ._cache import kept
+from ._tape import AFTER, BEFORE, INSIDE, REDUCTIONS, Op, Tape, indent
+from ._tape import FORMULAS as ALIKE
 
 NO_TRITON = "fused=True needs Triton on a GPU, and it cannot be imported: pip install triton, or leave fused=False"
 BLOCK = 2048  # elements of a block
@@ -30,28 +29,14 @@ TYPES = {
     torch.bool: "tl.int1",
     torch.int64: "tl.int64",
 }
-FORMULAS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "gt": "{} > {}",
-    "ge": "{} >= {}",
-    "lt": "{} < {}",
-    "le": "{} <= {}",
-    "eq": "{} == {}",
-    "ne": "{} != {}",
-    "neg": "-{}",
+FORMULAS = ALIKE | {
     "abs": "tl.abs({})",
     "sqrt": "tl.sqrt({})",
     "exp": "tl.exp({})",
     "maximum": "larger({}, {})",
     "minimum": "tl.minimum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
     "where": "tl.where({}, {}, {})",
-    "logical_and": "{} & {}",
-    "logical_or": "{} | {}",
     "logical_not": "{} == 0",
-    "cast": "{}",
 }
 HEAD = '''\
 """{name}"""
@@ -148,23 +133,19 @@ def source(tape: Tape) -> str:
     for i, stored in tape.stores.items():
         inside.append(f"store(c{i} + i, {stored}.to({TYPES[tape.columns[i].dtype]}), inside, MASKED)")
 
-    code = HEAD.format(name=tape.name) + WORK.format(vectors=vectors) + _indent(pointers + numbers + loads + inside)
+    code = HEAD.format(name=tape.name) + WORK.format(vectors=vectors) + indent(pointers + numbers + loads + inside)
     if reductions:
-        code += FINISH.format(vectors=vectors) + _indent(numbers)
-        code += _indent(f"{op.out}_total = tl.full((), {neutral[op.out]}, tl.float64)" for op in reductions) + LOOP
+        code += FINISH.format(vectors=vectors) + indent(numbers)
+        code += indent(f"{op.out}_total = tl.full((), {neutral[op.out]}, tl.float64)" for op in reductions) + LOOP
         for r, op in enumerate(reductions):
             part = f"tl.load(partials + block * {len(reductions)} + {r}, mask=block < end, other={neutral[op.out]})"
             joined = f"{join[op.out]}({op.out}_total, tl.reduce({part}, 0, {join[op.out]}))"
-            code += _indent([f"    {op.out}_total = {joined}"])
-        code += _indent(["    at += BLOCK", *(f"{op.out} = {op.out}_total.to({TYPES[op.dtype]})" for op in reductions)])
-        code += _indent(_statement(op, tape) for op in tape.at(AFTER))
+            code += indent([f"    {op.out}_total = {joined}"])
+        code += indent(["    at += BLOCK", *(f"{op.out} = {op.out}_total.to({TYPES[op.dtype]})" for op in reductions)])
+        code += indent(_statement(op, tape) for op in tape.at(AFTER))
         results = enumerate(tape.results)
-        code += _indent(f"tl.store(sums + k * {len(tape.results)} + {r}, ({t}).to(tl.float64))" for r, t in results)
+        code += indent(f"tl.store(sums + k * {len(tape.results)} + {r}, ({t}).to(tl.float64))" for r, t in results)
     return code
-
-
-def _indent(lines: Any) -> str:
-    return "".join(f"    {line}\n" for line in lines)
 
 
 def _statement(op: Op, tape: Tape) -> str:
@@ -189,14 +170,8 @@ class Program:
         if importlib.util.find_spec("triton") is None:
             raise RuntimeError(NO_TRITON)
         code = source(tape)
-        path = (
-            folder() / f"{tape.name}_{sha256(code.encode()).hexdigest()[:32]}.py"
-        )  # Triton reads its source from a file
-        if not path.exists():
-            with tempfile.TemporaryDirectory(dir=path.parent) as place:
-                made = Path(place) / path.name
-                made.write_text(code, encoding="utf-8")
-                made.replace(path)  # in one go: another process finds it whole or not at all
+        name = f"{tape.name}_{sha256(code.encode()).hexdigest()[:32]}.py"
+        path = kept(name, lambda path: path.write_text(code, encoding="utf-8"))  # Triton reads source from a file
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
@@ -252,20 +227,12 @@ class _Table:
         owners = torch.repeat_interleave(counts)
         first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
         starts = (torch.arange(len(owners)) - first[owners]) * BLOCK
-        whole = (
-            size[owners] - starts >= BLOCK
-        )  # these blocks need no mask, with which four elements would not be read at once
+        whole = size[owners] - starts >= BLOCK  # needs no mask, with which four elements would not be read at once
         self.blocks = len(owners)
         self.aligned = all(address % 16 == 0 for address in addresses)
         # One copy, from memory that stays: it need not be waited for, and a captured graph may make it again.
-        parts = [
-            torch.tensor(addresses, dtype=torch.int64),
-            size,
-            owners,
-            starts,
-            first,
-            *map(torch.Tensor.nonzero, (whole, ~whole)),
-        ]
+        table = torch.tensor(addresses, dtype=torch.int64)
+        parts = [table, size, owners, starts, first, whole.nonzero(), (~whole).nonzero()]
         self.host = torch.cat([part.flatten() for part in parts])
         if device.type == "cuda":
             self.host = self.host.pin_memory()

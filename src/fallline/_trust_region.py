@@ -117,7 +117,7 @@ class TrustRegion:
         node = torch.where(square > 0, end + square / mean, end)
         node = node.maximum(m.low).minimum(m.high)  # where rounding left the range, back to it
         weights = torch.where(m.squares > 0, m.squares, 0.0)[:, None] * torch.stack([1 - other, other], 1)
-        return torch.where(m.squares[:, None] == 0, 0.0, weights), torch.stack([end, node], 1)
+        return weights, torch.stack([end, node], 1)
 
     def _by_atoms(self, weights: Tensor, nodes: Tensor, eta_min: float) -> tuple[Tensor, Tensor]:
         """:meth:`newton` where phi is given by atoms, [tensors, 2], from the best of the power means' lower bounds."""

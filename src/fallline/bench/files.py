@@ -18,6 +18,15 @@ def put(path: Path, content: str | bytes) -> Path:
         beside.unlink(missing_ok=True)
 
 
+def fill(page: Path, place: str, text: str) -> None:
+    """Replace what stands on a page between the comment of a place and the next `<!-- end -->`."""
+    pattern = rf"(<!-- {place} -->\n).*?(<!-- end -->)"
+    old = page.read_text(encoding="utf-8")
+    new, count = re.subn(pattern, lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old, flags=re.DOTALL)
+    assert count == 1, place
+    put(page, new)
+
+
 def stem(tasks: Sequence[str]) -> str:
     """How the names of a race's files begin: its tasks, without what a file system may not take."""
     stems = []
