@@ -50,7 +50,7 @@ figures: $(ENV) ## make the figures and tables of docs/ and benchmarks/ again (n
 	@$(BIN)/python benchmarks/chart.py
 
 clean: ## remove the environment and the caches; races under runs/ stay
-	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Hatchling comes before the project: so the project builds with the pinned one, not in an environment of its own.

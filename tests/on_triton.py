@@ -10,7 +10,8 @@ import torch
 
 import fallline
 from fallline import _fused, _optimizer, _triton, arturo, coolmomentum, koala, koala_m, koala_pp, koala_v, lodo
-from fallline._tape import Column, record
+from fallline._foreach import run
+from fallline._tape import SALT, Column, record
 
 F32, F64, BOOL = torch.float32, torch.float64, torch.bool
 METHODS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
@@ -33,6 +34,13 @@ def interpret() -> None:
         return _triton.Program(record(kernel, columns, dict(types)))
 
     _fused._program = program
+    p, g = torch.randn(3000).bfloat16(), torch.randn(3000)
+    g[:3] = torch.tensor([torch.nan, torch.inf, 0.0])
+    ends = [p.clone(), p.clone()]
+    for fused, end in zip((False, True), ends, strict=True):
+        run(lodo.move_, [[end], [g]], dict(shrink=None, lr=0.1), fused, salt=torch.tensor(2**33 + 5))
+    assert torch.equal(ends[0].nan_to_num(), ends[1].nan_to_num())
+    assert torch.equal(ends[0].isnan(), ends[1].isnan())
     for dtype, near in ((F64, 1e-11), (F32, 1e-4), (torch.bfloat16, 0.1)):  # the interpreter cuts bfloat16 off
         for cls, settings in METHODS:
             ends = []
@@ -80,6 +88,8 @@ def kernels(weights: torch.dtype) -> Iterator[tuple[Any, list[Column], dict[str,
     yield arturo.secular, [P, S, S, S, N], dict(shrink=F64, c=F64, floor=F64)
     yield arturo.move_, [P, S, S, S, N, N], dict(shrink=F64, c=F64, floor=F64, kappa=F64, nu=F64, ok=BOOL)
     yield lodo.move_, [P, S], dict(shrink=F64, lr=F64)
+    if weights == torch.bfloat16:
+        yield lodo.move_, [P, S], {"shrink": F64, "lr": F64, SALT: torch.int64}
 
 
 def compile_all() -> None:

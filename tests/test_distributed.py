@@ -1,173 +1,160 @@
-"""Two processes equal one."""
+"""Two processes equal one, and so do four: under DDP, in shards, after a checkpoint."""
 
-import math
-import warnings
-from collections.abc import Callable
-from typing import Any
+import fcntl
+import os
+import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
-import fallline
+import distributed_worker as cases
 from bits import assert_bits
-from fallline import LODO, ArTuRO, CoolMomentum, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
-from problem import METHODS, Net, scalars
+from distributed_worker import ALONE, CASES, KOALAS, ONE_EACH, OTHERS, SUMMING, Ranks, Result
 
-FORMS = ["loss", "observe", "stages"]
-DDP_STEPS = 5
-BROKEN_STEP = 2
+Results = dict[str, list[Result]]
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # one process loads what two have saved
 
-def run_distributed(method: str, form: str, rank: int | None, broken: bool = False) -> dict[str, Any]:
-    """Train in one process on the whole batch (rank None), or under DDP on this rank's half of it."""
-    net = Net()
-    optimizer = METHODS[method](net.parameters(), weight_decay=0.01)
-    model = net if rank is None else nn.parallel.DistributedDataParallel(net)
-    examples = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
-    for t in range(DDP_STEPS):
-        if form == "stages":
-            optimizer.predict()
-        optimizer.zero_grad()
-        losses = model(t, examples)
-        if broken and t == BROKEN_STEP and rank in (1, None):
-            losses = losses * math.nan
-        if form == "observe":
-            losses = optimizer.observe(losses)
-        losses.mean().backward()
-        if form == "stages":
-            optimizer.update(losses)
-        else:
-            optimizer.step(**({"loss": losses} if form == "loss" else {}))
-    numbers = scalars(optimizer) | {"skipped": int(optimizer.skipped)}
-    return {"parameters": [p.detach() for p in net.blocks], "scalars": numbers}
-
-
-# Slopes that differ much, so that the multiplier's lower bound without Newton is the maximum over single weights.
-UNEVEN = dict(filter_var_init=10.0, process_noise=1e-4, process_noise_quad=10.0, measurement_noise=0.01, var_init=1.0)
-
-SHARDED: dict[str, Callable[[list[nn.Parameter]], fallline.Optimizer]] = {
-    "V": lambda params: VanillaKOALA(params, weight_decay=0.01),
-    "M": lambda params: MomentumKOALA(params, weight_decay=0.01, average_init="zeros"),
-    "++": lambda params: KOALAPlusPlus(params, weight_decay=0.01),
-    "++ vanilla": lambda params: KOALAPlusPlus(params, symmetric=False),
-    "cool": lambda params: CoolMomentum(params, lr=0.05, cool_steps=9, weight_decay=0.01, skip_nonfinite=True),
-    "arturo": lambda params: ArTuRO(params, lr=0.05, weight_decay=0.01),
-    "arturo groups": lambda params: ArTuRO(
-        [{"params": params[:1]}, {"params": params[1:], "lr": 0.02}], lr=0.05, weight_decay=0.01
-    ),
-    "lodo": lambda params: LODO(params, lr=0.1, meta_lr=0.01, depth=4, weight_decay=0.01),
-    "lodo buckets": lambda params: LODO(params, lr=0.1, meta_lr=0.01, depth=2, bucket_size=8),
-    "arturo start": lambda params: ArTuRO(params, lr=1.0, newton_iters=0, **UNEVEN),
-}
-
-
-def run_sharded(method: str, rank: int | None, broken: str = "") -> dict[str, Any]:
-    """The same under FSDP2, parameters in two shards; one has 3 rows, so that the shards are uneven.
-
-    Broken may be one rank's "loss", which backward spreads over all shards, or a "gradient" in one shard only.
-    """
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
-    if rank is not None:
-        mesh = init_device_mesh("cpu", (2,))
-        for module in (model[0], model[2], model):
-            fully_shard(module, mesh=mesh)
-    optimizer = SHARDED[method](list(model.parameters()))
-    examples = slice(None) if rank is None else slice(4 * rank, 4 * rank + 4)
-    for t in range(DDP_STEPS):
-        x = torch.randn(8, 5, generator=torch.Generator().manual_seed(t), dtype=torch.float64)[examples]
-        optimizer.zero_grad()
-        losses = (model(x) - x[:, :3]).square().mean(1)
-        breaks = broken if t == BROKEN_STEP and rank in (1, None) else ""
-        if breaks == "loss":
-            losses = losses * math.nan
-        losses.mean().backward()
-        if breaks == "gradient":
-            g = model[0].weight.grad
-            (g.to_local() if isinstance(g, DTensor) else g)[-1, 0] = math.nan
-        optimizer.step(loss=losses.detach())
-    whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
-    readings = [float(optimizer.eta), float(optimizer.kl)] if isinstance(optimizer, ArTuRO) else []
-    return {
-        "parameters": [p.detach().clone() for p in whole],
-        "skipped": int(optimizer.skipped),
-        "readings": readings,
-    }
-
-
-def distributed_worker(rank: int, folder: str) -> None:
-    """One of two processes: every method and form under DDP."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # DDP's own
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    results = {f"{m} {f}": run_distributed(m, f, rank) for m in METHODS for f in FORMS}
-    results |= {f"{m} broken": run_distributed(m, "loss", rank, broken=True) for m in METHODS}
-    results |= {f"{m} sharded": run_sharded(m, rank) for m in SHARDED}
-    results |= {f"{m} sharded broken {b}": run_sharded(m, rank, b) for m in SHARDED for b in ("loss", "gradient")}
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+HUNG = 400  # seconds until processes that wait for each other are ended
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Results of the two ranks."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(distributed_worker, (str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four processes leave behind. Under pytest-xdist the first worker to come runs them."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "3.pt").exists():
+            (folder / "rendezvous").unlink(missing_ok=True)
+            run(folder)
+    return folder
 
 
-def close(results: dict[str, Any], one: dict[str, Any]) -> None:
-    """The weights of one process."""
-    for mine, wanted in zip(results["parameters"], one["parameters"], strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-12)
+def run(folder: Path) -> None:
+    context = torch.multiprocessing.spawn(cases.worker, (str(folder),), nprocs=4, join=False)
+    ends = time.monotonic() + HUNG
+    while not context.join(timeout=1):  # raises what a process raises
+        if time.monotonic() > ends:
+            for process in context.processes:
+                process.kill()
+            pytest.fail(f"the processes have not come to an end in {HUNG} seconds")
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_equal_one(method: str, form: str, two_ranks: list[dict[str, Any]]) -> None:
-    one = run_distributed(method, form, rank=None)
-    first, second = (ranks[f"{method} {form}"] for ranks in two_ranks)
-    assert_bits(first["parameters"], second["parameters"])
-    assert first["scalars"] == second["scalars"]
-    assert first["scalars"] == pytest.approx(one["scalars"], rel=1e-9)
-    close(first, one)
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    """By name, of each rank that took part."""
+    ranks = [torch.load(folder / f"{rank}.pt") for rank in range(4)]
+    return {name: [rank[name] for rank in ranks if name in rank] for name in CASES | OTHERS}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_one_rank_s_nan_skips_the_step_on_both(method: str, two_ranks: list[dict[str, Any]]) -> None:
-    one = run_distributed(method, "loss", rank=None, broken=True)
-    first, second = (ranks[f"{method} broken"] for ranks in two_ranks)
-    assert_bits(first["parameters"], second["parameters"])
-    assert first["scalars"] == second["scalars"]
-    assert first["scalars"] == pytest.approx(one["scalars"], rel=1e-9)
-    assert first["scalars"]["skipped"] == 1
-    assert all(p.isfinite().all() for p in first["parameters"])
-    close(first, one)
+def tolerance(name: str) -> float:
+    return 1e-4 if "float32" in name else 1e-9
 
 
-@pytest.mark.parametrize("method", SHARDED)
-def test_two_shards_equal_one_process(method: str, two_ranks: list[dict[str, Any]]) -> None:
-    one = run_sharded(method, rank=None)
-    first, second = (ranks[f"{method} sharded"] for ranks in two_ranks)
-    assert_bits(first["parameters"], second["parameters"])
-    assert first["readings"] == second["readings"]
-    assert first["readings"] == pytest.approx(one["readings"], rel=1e-9)
-    close(first, one)
+def assert_close(result: Result, one: Result, rtol: float) -> None:
+    """Weights and shared scalars, those of one process."""
+    assert result["numbers"] == pytest.approx(one["numbers"], rel=rtol, abs=rtol / 1000)
+    for mine, wanted in zip(result["parameters"], one["parameters"], strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=rtol, atol=rtol / 1000)
 
 
-@pytest.mark.parametrize("broken", ["loss", "gradient"])
-@pytest.mark.parametrize("method", SHARDED)
-def test_one_rank_s_nan_skips_the_step_of_both_shards(
-    method: str, broken: str, two_ranks: list[dict[str, Any]]
-) -> None:
-    one = run_sharded(method, rank=None, broken=broken)
-    for rank in two_ranks:
-        results = rank[f"{method} sharded broken {broken}"]
-        assert results["skipped"] == one["skipped"] == 1
-        assert all(p.isfinite().all() for p in results["parameters"])
-        close(results, one)
+def largest_difference(result: Result, one: Result) -> float:
+    """Of a weight, relative to the largest of its tensor."""
+    pairs = zip(result["parameters"], one["parameters"], strict=True)
+    return max(float((mine - wanted).abs().max() / wanted.abs().max()) for mine, wanted in pairs)
+
+
+def assert_equal_ranks(ranks: list[Result], size: int) -> None:
+    """To the bit."""
+    assert len(ranks) == size
+    for other in ranks[1:]:
+        assert_bits(ranks[0], other)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_equal_one_process_and_each_other(name: str, results: Results) -> None:
+    case, ranks = CASES[name], results[name]
+    one = (case.alone or case.run)(ALONE)
+    assert_equal_ranks(ranks, case.size)
+    assert_close(ranks[0], one, tolerance(name))
+    assert all(p.isfinite().all() for p in ranks[0]["parameters"])
+    assert ranks[0]["numbers"].get("skipped", 0) == ("NaN" in name)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("resume")])
+def test_what_two_ranks_saved_goes_on_in_one_process(name: str, folder: Path, results: Results) -> None:
+    case = CASES[name]
+    assert_close(case.run(Ranks(folder=str(folder))), case.alone(ALONE), 1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("hand out")])
+def test_what_four_ranks_collected_goes_on_in_one_process(name: str, folder: Path, results: Results) -> None:
+    case = CASES[name]
+    taken_in = partial(cases.taken_in, *case.run.args, **case.run.keywords)
+    assert_close(taken_in(Ranks(folder=str(folder))), case.alone(ALONE), 1e-9)
+
+
+# -- what would be seen ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", KOALAS)
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_loss_that_is_not_averaged_is_seen(way: str, method: str, results: Results) -> None:
+    one = CASES[f"{way} {method}"].run(ALONE)
+    first, second = results[f"{way} {method}, no mean of the loss"]
+    assert min(largest_difference(rank, one) for rank in (first, second)) > 1e-3
+    assert first["numbers"] != second["numbers"]  # the ranks have drifted apart
+
+
+@pytest.mark.parametrize("method", SUMMING)
+def test_a_sum_over_one_shard_alone_is_seen(method: str, results: Results) -> None:
+    one = CASES[f"fsdp {method}"].run(ALONE)
+    for rank in results[f"fsdp {method}, no sums over shards"]:
+        assert not largest_difference(rank, one) < 1e-3  # some are NaN
+
+
+@pytest.mark.parametrize("method", ["cool", "lodo"])
+def test_a_nan_that_one_shard_alone_sees_is_seen(method: str, results: Results) -> None:
+    first, second = results[f"fsdp {method}, no sums over shards, NaN in one shard"]
+    assert first["numbers"]["skipped"] < second["numbers"]["skipped"]
+
+
+# -- in a way of their own --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ONE_EACH)
+def test_ranks_that_share_nothing_are_as_alone(method: str, results: Results) -> None:
+    ranks = results[f"by itself {method}"]
+    assert len(ranks) == 4
+    for number, rank in enumerate(ranks):
+        assert_bits(rank, cases.by_itself(method, ALONE, number=number))
+
+
+@pytest.mark.parametrize("method", ONE_EACH)
+def test_two_pairs_of_ranks_train_two_models(method: str, results: Results) -> None:
+    ranks = results[f"in pairs {method}"]
+    for number in (0, 1):
+        pair = ranks[2 * number : 2 * number + 2]
+        assert_equal_ranks(pair, 2)
+        assert_close(pair[0], cases.in_pairs(method, ALONE, number=number), 1e-9)
+
+
+@pytest.mark.parametrize("method", ONE_EACH)
+def test_gradients_in_half_precision_keep_the_ranks_together(method: str, results: Results) -> None:
+    ranks = results[f"half {method}"]
+    assert_equal_ranks(ranks, 2)
+    assert ranks[0]["numbers"]["skipped"] == 0
+    one = cases.sharded(method, ALONE, dtype=torch.float32)
+    assert 1e-6 < largest_difference(ranks[0], one) < 0.2
+
+
+@pytest.mark.parametrize("way", ["ddp", "hsdp"])
+@pytest.mark.parametrize("method", ONE_EACH)
+def test_stochastic_rounding_is_the_same_on_all_ranks(way: str, method: str, results: Results) -> None:
+    ranks = results[f"{way} {method}, bfloat16, rounded stochastically"]
+    assert_equal_ranks(ranks, len(ranks))
+    assert ranks[0]["numbers"]["roundings"] == cases.STEPS

@@ -1,6 +1,8 @@
 """The KOALAs: paths of the references of V and M, what all keep, and the order of the two stages."""
 
+import copy
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ import torch
 from torch import Tensor
 
 from bits import assert_bits
-from fallline import KOALA, MomentumKOALA, VanillaKOALA
+from fallline import KOALA, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
 from problem import (
     METHODS,
     REFERENCES,
     SHARED,
+    Net,
     assert_path,
     assert_same,
     at,
@@ -758,3 +761,158 @@ def test_a_target_function_is_given_the_loss() -> None:
     same.step(loss=backward(same, halved, 0))  # target (1 - e) L is lr = e
     for a, b in zip(parameters, halved, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+# -- following a model ---------------------------------------------------------------------------------------------
+
+
+def follow_steps(net: Net, optimizer: MomentumKOALA, times: range) -> None:
+    for t in times:
+        net.train()
+        optimizer.zero_grad()
+        losses = net(t)
+        losses.mean().backward()
+        optimizer.step(loss=losses.detach())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("between", ["step and forward", "backward and step"])
+def test_a_followed_model_is_evaluated_at_the_filtered_point_and_trained_as_ever(context: Any, between: str) -> None:
+    nets, seen = (Net(), Net()), []
+    straight, followed = (MomentumKOALA(net.parameters()) for net in nets)
+    followed.follow(nets[1])
+    for t in range(6):
+        follow_steps(nets[0], straight, range(t, t + 1))
+        with straight.posterior(), torch.no_grad():
+            wanted = nets[0](100)
+        nets[1].train()
+        followed.zero_grad()
+        losses = nets[1](t)
+        losses.mean().backward()
+        if between == "backward and step" and t:  # the step comes back by itself
+            with context():
+                assert torch.equal(nets[1].eval()(100), seen[-1])
+        followed.step(loss=losses.detach())
+        assert_bits([*nets[0].blocks], [*nets[1].blocks])
+        with context():
+            seen.append(nets[1].eval()(100).clone())
+        assert torch.equal(seen[-1], wanted)
+        assert not torch.equal(nets[1].blocks[0], nets[0].blocks[0])
+    with torch.no_grad():
+        nets[1].train()(100)  # in training mode, such as for the statistics of a batch norm
+    assert_bits([*nets[0].blocks], [*nets[1].blocks])
+
+
+def test_a_model_trained_in_eval_mode_is_followed_too() -> None:
+    """As one fine-tunes with frozen batch norms: gradients say that it is training."""
+    net, twin = Net(), Net()
+    one, two = MomentumKOALA(net.parameters()), MomentumKOALA(twin.parameters())
+    two.follow(twin)
+    for t in range(4):
+        for model, optimizer in ((net, one), (twin.eval(), two)):
+            optimizer.zero_grad()
+            losses = model(t)
+            losses.mean().backward()
+            optimizer.step(loss=losses.detach())
+    assert_bits([*net.blocks], [*twin.blocks])
+
+
+def test_what_is_saved_after_an_evaluation_goes_on_equal() -> None:
+    net, twin = Net(), Net()
+    straight, first = MomentumKOALA(net.parameters()), MomentumKOALA(twin.parameters())
+    follow_steps(net, straight, range(6))
+    first.follow(twin)
+    follow_steps(twin, first, range(3))
+    with torch.no_grad():
+        twin.eval()(100)
+    saved = copy.deepcopy((twin.state_dict(), first.state_dict()))
+    for brings_copies in (True, False):
+        again = Net()
+        resumed = MomentumKOALA(again.parameters())
+        again.load_state_dict(saved[0])
+        if not brings_copies:  # the loader of a distributed checkpoint brings what the optimizer had asked for
+            for state in saved[1]["state"].values():
+                del state["predicted"]
+        resumed.load_state_dict(saved[1])
+        resumed.follow(again)
+        follow_steps(again, resumed, range(3, 6))
+        if brings_copies:
+            assert_bits([*net.blocks], [*again.blocks])
+        else:
+            for p, q in zip(net.blocks, again.blocks, strict=True):
+                torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_copies_of_a_followed_model_are_not_followed(copied: Any) -> None:
+    net = Net()
+    optimizer = MomentumKOALA(net.parameters())
+    handle = optimizer.follow(net)
+    follow_steps(net, optimizer, range(3))
+    twin = copied(net)
+    with torch.no_grad():
+        twin.eval()(100)
+        assert_bits([*net.blocks], [*twin.blocks])
+        assert not optimizer.param_groups[0]["evaluating"]
+        handle.remove()
+        net.eval()(100)
+    assert not optimizer.param_groups[0]["evaluating"]
+
+
+@pytest.mark.parametrize("cls", [VanillaKOALA, KOALAPlusPlus])
+def test_a_method_with_one_point_stays_there(cls: type[KOALA]) -> None:
+    net = Net()
+    optimizer = cls(net.parameters())
+    optimizer.follow(net)
+    follow_steps(net, optimizer, range(2))
+    before = [p.detach().clone() for p in net.blocks]
+    with torch.no_grad():
+        net.eval()(100)
+    assert_bits(before, [p.detach() for p in net.blocks])
+
+
+@pytest.mark.parametrize("when", ["training", "evaluating"])
+def test_weights_that_a_followed_model_loads_are_evaluated_as_they_are(when: str) -> None:
+    """As after training, when the best of a run is loaded and tested; training goes on from there."""
+    net = Net()
+    optimizer = MomentumKOALA(net.parameters())
+    optimizer.follow(net)
+    follow_steps(net, optimizer, range(3))
+    with torch.no_grad():
+        net.eval()(100)
+        best = copy.deepcopy(net.state_dict())
+    follow_steps(net, optimizer, range(3, 6))
+    if when == "evaluating":
+        with torch.no_grad():
+            net.eval()(100)
+    net.load_state_dict(best)
+    with torch.no_grad():
+        net.eval()(100)
+        optimizer.eval()  # transformers' Trainer says it too
+        assert_bits([p.detach() for p in net.blocks], list(best.values()))
+        optimizer.train()
+        assert_bits([p.detach() for p in net.blocks], list(best.values()))
+    follow_steps(net, optimizer, range(6, 7))
+    with torch.no_grad():
+        before = [p.detach().clone() for p in net.blocks]
+        net.eval()(100)
+    assert not torch.equal(before[0], net.blocks[0])
+
+
+@pytest.mark.parametrize("first", ["model", "optimizer"])
+def test_resuming_a_followed_model_needs_no_order(first: str) -> None:
+    net, twin = Net(), Net()
+    straight, resumed = MomentumKOALA(net.parameters()), MomentumKOALA(twin.parameters())
+    for model, optimizer in ((net, straight), (twin, resumed)):
+        optimizer.follow(model)
+        follow_steps(model, optimizer, range(3))
+    with torch.no_grad():
+        net.eval()(100)
+    saved = copy.deepcopy((net.state_dict(), straight.state_dict()))
+    follow_steps(net, straight, range(3, 6))
+    follow_steps(twin, resumed, range(10, 12))  # somewhere else
+    loads = [lambda: twin.load_state_dict(saved[0]), lambda: resumed.load_state_dict(saved[1])]
+    for load in loads if first == "model" else reversed(loads):
+        load()
+    follow_steps(twin, resumed, range(3, 6))
+    assert_bits([*net.blocks], [*twin.blocks])

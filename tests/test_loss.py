@@ -163,14 +163,14 @@ def test_accumulated_scalars_have_the_big_batch_s_mean(method: str, kind: str) -
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize("way", ["observe", "loss"])
+@pytest.mark.parametrize("way", ["observe", "told", "loss"])
 @pytest.mark.parametrize("method", METHODS)
 def test_grad_scaler(method: str, way: str) -> None:
     """The same path as without scaler; a step that the scaler skips for an infinity leaves nothing behind."""
     plainly, parameters = start(), start()
     plain, optimizer = METHODS[method](plainly), METHODS[method](parameters)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
-    if way == "observe":
+    if way == "told":
         optimizer.set_grad_scaler(scaler)
     for t in range(12):
         if t % 2:  # both ways to clear gradients
@@ -179,7 +179,7 @@ def test_grad_scaler(method: str, way: str) -> None:
             for p in parameters:
                 p.grad = None
         losses = batch_losses(parameters, t)
-        if way == "observe":
+        if way != "loss":
             losses = optimizer.observe(losses)
         scaler.scale(losses.mean()).backward()
         overflow = t in (4, 7)
@@ -188,7 +188,12 @@ def test_grad_scaler(method: str, way: str) -> None:
         else:
             plain.step(loss=backward(plain, plainly, t))
         before = snapshot(optimizer, parameters)
-        scaler.step(optimizer, **({"loss": losses} if way == "loss" else {}))
+        if way == "told":  # as a loop of one's own may do it, without scaler.step
+            scaler.unscale_(optimizer)
+            if not overflow:
+                optimizer.step()
+        else:
+            scaler.step(optimizer, **({"loss": losses} if way == "loss" else {}))
         scaler.update()
         if overflow:
             assert_bits(before, snapshot(optimizer, parameters))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ._cache import kept
-from ._tape import AFTER, BEFORE, INSIDE, Op, Tape, indent
+from ._tape import AFTER, BEFORE, INSIDE, SALT, Op, Tape, indent
 from ._tape import FORMULAS as ALIKE
 
 NO_COMPILER = (
@@ -92,6 +92,16 @@ static inline bf16 narrow(float f) { /* to nearest, ties to even */
     uint32_t bits;
     memcpy(&bits, &f, 4);
     return (bf16){f == f ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0};
+}
+
+static inline bf16 narrow_stochastically(float f, uint32_t salt) { /* as fallline._foreach */
+    uint32_t bits, h;
+    memcpy(&bits, &f, 4);
+    h = bits ^ salt * 0x5bd1e995u;
+    h = (h ^ h >> 16) * 0x21f0aaadu;
+    h = (h ^ h >> 15) * 0x735a2d97u;
+    h ^= h >> 15;
+    return (bf16){f == f ? (bits + (h >> 16)) >> 16 : 0x7fc0};
 }
 """
 MAP = """\
@@ -240,7 +250,7 @@ def _widened(element: str, dtype: torch.dtype) -> str:
 def _narrowed(name: str, i: int, tape: Tape) -> str:
     dtype = tape.columns[i].dtype
     if dtype == torch.bfloat16:
-        return f"narrow({name})"
+        return f"narrow_stochastically({name}, (uint32_t)s_{SALT})" if SALT in tape.scalars else f"narrow({name})"
     return name if tape.dtypes[name] == dtype else f"({TYPES[dtype]}){name}"
 
 

@@ -23,7 +23,9 @@ _GRAPHS = 256
 _PER_FUNCTION_LIMIT = "recompile_limit" in inspect.signature(torch.compile).parameters  # torch >= 2.13
 
 
-def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool, maxima: int = 0) -> Tensor | None:
+def run(
+    kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool, maxima: int = 0, salt: Tensor | None = None
+) -> Tensor | None:
     """Apply ``kernel`` to the i-th element of every list, for all i; the first list holds the parameters.
 
     Args:
@@ -32,6 +34,7 @@ def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool, maxi
         scalars: numbers, 0-D tensors or None, the same for all tensors.
         fused: one pass over all elements, in code that is made for the kernel and the dtypes.
         maxima: how many of the sums, the last ones, are maxima.
+        salt: 0-D int64 tensor; with it, parameters in bfloat16 are rounded as :func:`stochastically` does.
 
     Returns:
         The sums that the kernel returns: [tensors, sums], float64 where fused; None if it returns none.
@@ -40,11 +43,11 @@ def run(kernel: Kernel, lists: Lists, scalars: dict[str, Any], fused: bool, maxi
         RuntimeError: ``fused``, and there is no compiler, or none for the device.
     """
     if fused:
-        return launch(kernel, lists, scalars)
+        return launch(kernel, lists, scalars, salt)
     sums, counts = [], []
     for row in zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True):
         blocks = _blocks(row)
-        sums += [_one(kernel, block, scalars) for block in blocks]
+        sums += [_one(kernel, block, scalars, salt) for block in blocks]
         counts.append(len(blocks))
     if not sums[0]:
         return None
@@ -66,6 +69,22 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 def clean(g: Tensor, ok: Tensor | None) -> Tensor:
     """The gradient, or zeros if ``ok`` (0-D bool) is false: a coefficient of 0 would not undo a NaN."""
     return g if ok is None else torch.where(ok, g, 0.0)
+
+
+def stochastically(t: Tensor, salt: Tensor) -> Tensor:
+    """Float32 rounded to a neighbour in bfloat16, up or down, so that the expectation over salts is ``t`` itself.
+
+    The random numbers are a hash of a weight's 32 bits and of the salt (a 0-D int64 tensor): the same on all ranks and
+    however weights are sharded, with no state but a counter. The constants are hash-prospector's (public domain).
+    """
+    bits = t.view(torch.int32).long() & 0xFFFFFFFF
+    h = bits ^ ((salt & 0xFFFFFFFF) * 0x5BD1E995 & 0xFFFFFFFF)
+    h = (h ^ (h >> 16)) * 0x21F0AAAD & 0xFFFFFFFF
+    h = (h ^ (h >> 15)) * 0x735A2D97 & 0xFFFFFFFF
+    h = (h ^ (h >> 15)) >> 16
+    high = (bits + h) >> 16 << 16
+    high = torch.where(high >= 1 << 31, high - (1 << 32), high)  # the sign bit of an int32
+    return torch.where(t.isnan(), t, high.int().view(torch.float32)).bfloat16()
 
 
 def call(function: Kernel, tensors: Sequence[Tensor], scalars: dict[str, Tensor], fused: bool) -> Any:
@@ -94,14 +113,14 @@ def _joined(table: Tensor, counts: list[int], maxima: int) -> Tensor:
     return torch.stack([torch.cat([part[:, :last].sum(0), part[:, last:].amax(0)]) for part in parts])
 
 
-def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any]) -> Any:
+def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any], salt: Tensor | None) -> Any:
     p = tensors[0]
     if not any(t.dtype in HALF for t in tensors):
         return kernel(*tensors, **scalars)
     wide = [t.float() if t.dtype in HALF else t for t in tensors]  # half precision: arithmetic in float32
     sums = kernel(*wide, **scalars)
     if kernel.__name__.endswith("_") and p.dtype in HALF:  # state is float32 already and was written in place
-        p.copy_(wide[0])
+        p.copy_(wide[0] if salt is None or p.dtype != torch.bfloat16 else stochastically(wide[0], salt))
     return sums
 
 

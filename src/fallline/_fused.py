@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from . import _c, _triton
-from ._tape import Column, record
+from ._tape import SALT, Column, record
 
 Kernel = Callable[..., Any]
 Lists = Sequence[Sequence[Tensor] | Tensor]
 
 
-def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any]) -> Tensor | None:
+def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any], salt: Tensor | None = None) -> Tensor | None:
     """Apply ``kernel`` to every row of ``lists``, as :func:`fallline._foreach.run` says; sums are float64.
 
     Raises:
@@ -26,7 +26,7 @@ def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any]) -> Tensor | No
     """
     kinds = [[x.dtype] if isinstance(x, Tensor) else list({t.dtype for t in x}) for x in lists]
     if all(len(kind) == 1 for kind in kinds):
-        return _launch(kernel, lists, [kind[0] for kind in kinds], scalars)
+        return _launch(kernel, lists, [kind[0] for kind in kinds], scalars, salt)
 
     # Weights in half precision beside norms in float32, say: a launch for each kind of row.
     columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]
@@ -36,14 +36,18 @@ def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any]) -> Tensor | No
         rows = [i for i, other in enumerate(kind_of) if other == kind]
         chosen = [[x[i] for i in rows] for x in columns]  # not by an index, which a GPU would wait for
         together = [torch.stack(x) if isinstance(whole, Tensor) else x for x, whole in zip(chosen, lists, strict=True)]
-        some = _launch(kernel, together, kind, scalars)
+        some = _launch(kernel, together, kind, scalars, salt)
         if some is not None:
             sums |= zip(rows, some.unbind(), strict=True)
     return torch.stack([sums[i] for i in sorted(sums)]) if sums else None
 
 
-def _launch(kernel: Kernel, lists: Lists, dtypes: Sequence[torch.dtype], scalars: dict[str, Any]) -> Tensor | None:
+def _launch(
+    kernel: Kernel, lists: Lists, dtypes: Sequence[torch.dtype], scalars: dict[str, Any], salt: Tensor | None
+) -> Tensor | None:
     device, params = lists[0][0].device, lists[0]
+    if salt is not None and dtypes[0] == torch.bfloat16 and kernel.__name__.endswith("_"):
+        scalars = {**scalars, SALT: salt}
     shared = {name: _tensor(value, device) for name, value in scalars.items() if value is not None}
     types = tuple((name, shared[name].dtype if name in shared else None) for name in scalars)
     shaped = any(p.dim() for p in params)

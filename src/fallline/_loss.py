@@ -5,12 +5,14 @@ The tap is a hook on the loss tensor. Backward calls it with the gradient g that
 objective whose gradient lies in ``p.grad``: under accumulation, loss / k, or partial losses alike.
 """
 
+import sys
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.nn.modules.loss import _Loss
@@ -34,6 +36,8 @@ class LossAware(Optimizer):
 
     _tapped: Tensor | None = None  # sums of g, g l and g l^2 since the last step; [3]
     _scaler: torch.amp.GradScaler | None = None
+    _alone = False  # whether the batch is this process's own, whatever other ranks there are
+    _ranks: "dist.ProcessGroup | None" = None  # those that share the batch; None: all
     _last: "weakref.ref[Tensor] | None" = None  # the loss observed last: a model and its criterion may both be attached
 
     def observe(self, loss: Tensor) -> Tensor:
@@ -46,8 +50,10 @@ class LossAware(Optimizer):
         """
         if loss.requires_grad and (self._last is None or self._last() is not loss):
             self._last = weakref.ref(loss)
-            if self._tapped is not None and self._no_gradients():
-                self._tapped = None  # left over from a step that never came, such as one that GradScaler skipped
+            if self._tapped is not None and self._no_gradients() and torch._C._current_graph_task_id() == -1:
+                # Left over from a step that never came, such as one that GradScaler skipped. Within backward it is not:
+                # torch.utils.checkpoint runs the forward pass again there.
+                self._tapped = None
             value = loss.detach()
             loss.register_hook(lambda g: self._tap(value, g))
         return loss
@@ -65,11 +71,22 @@ class LossAware(Optimizer):
         Raises:
             ValueError: in the forward pass, when the output holds no loss that can be told from other outputs.
         """
-        return module.register_forward_hook(_Attachment(self, get))
+        return module.register_forward_hook(_Tap(self, get))
 
     def set_grad_scaler(self, scaler: torch.amp.GradScaler) -> None:
-        """Tell which scaler multiplies the watched losses, so that its scale can be divided out of the tap."""
+        """Tell which scaler multiplies the watched losses, so that its scale can be divided out of the tap.
+
+        One that takes the step itself, as ``scaler.step(optimizer)``, need not be told.
+        """
         self._scaler = scaler
+
+    def set_process_group(self, group: "dist.ProcessGroup | None") -> None:
+        """Tell over which ranks the batch is spread, and the loss to be averaged: without a call, over all ranks.
+
+        Args:
+            group: those ranks; None where each process trains a model of its own.
+        """
+        self._alone, self._ranks = group is None, group
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
@@ -86,21 +103,24 @@ class LossAware(Optimizer):
         """Mean of the loss and of its square over the batch, and over the ranks: 0-D tensors like ``like``, or None."""
         tapped, self._tapped = self._tapped, None
         if tapped is not None:
-            if self._scaler is not None and self._scaler.is_enabled():
-                tapped = tapped / self._scaler.scale(torch.ones_like(tapped))
-            weight, mean, square = tapped.to(like)
-            mean_square = weight * square  # on the scale of mean^2 whether g is 1/k, or 1 on losses or parts of one
+            scaler = self._scaler or _stepping_scaler()
+            if scaler is not None and scaler.is_enabled():
+                tapped = tapped / scaler.scale(torch.ones_like(tapped))
+            weight, mean, square = tapped.to(like).unbind()
         elif loss is None:
             return None
         else:
             losses = _like(loss, like)
             if not losses.numel():
                 raise ValueError("the loss is empty: a scalar or one loss per example is needed")
-            mean, mean_square = losses.mean(), losses.square().mean()
+            weight, mean, square = torch.ones_like(like), losses.mean(), losses.square().mean()
         if loss_var is not None and tapped is None:
-            mean_square = _like(loss_var, like)
-        mean, mean_square = mean_over_ranks(torch.stack([mean, mean_square])).unbind()
-        return mean, mean_square
+            square = _like(loss_var, like)
+        sums = torch.stack([weight, mean, square])
+        if not self._alone:  # data parallel training averages the gradients of the ranks: so the sums belong to them
+            sums = mean_over_ranks(sums, self._ranks)
+        weight, mean, square = sums.unbind()
+        return mean, weight * square  # on the scale of mean^2 whether g is 1/k, or 1 on losses or parts of one
 
     def _no_gradients(self) -> bool:
         return all(p.grad is None for group in self.param_groups for p in group["params"])
@@ -118,25 +138,46 @@ def all_zero(groups: list[SimpleNamespace]) -> bool:
     return not any(bool(g.any()) for t in groups for g in t.grads)
 
 
-class _Attachment:
-    """A forward hook that knows its optimizer weakly, so that a model can be copied and pickled without it."""
+def _stepping_scaler() -> "torch.amp.GradScaler | None":
+    """The scaler in whose ``step`` this is: it has multiplied the loss, and says so nowhere."""
+    code = getattr(getattr(torch.amp.GradScaler, "_maybe_opt_step", None), "__code__", None)
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
 
-    def __init__(self, optimizer: LossAware | None = None, get: Callable[[Any], Tensor] | None = None) -> None:
-        self.optimizer = None if optimizer is None else weakref.ref(optimizer)
+
+class Attachment:
+    """A hook of a module that knows its optimizer weakly, so that a model can be copied and pickled without it."""
+
+    def __init__(self, optimizer: Any = None) -> None:
+        self._optimizer = None if optimizer is None else weakref.ref(optimizer)
+
+    @property
+    def optimizer(self) -> Any:
+        """None when it is no more, or in a copy."""
+        return None if self._optimizer is None else self._optimizer()
+
+    def __deepcopy__(self, memo: Any) -> "Attachment":
+        return type(self)()
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class _Tap(Attachment):
+    """A forward hook that shows the loss to the optimizer."""
+
+    def __init__(self, optimizer: Any = None, get: Callable[[Any], Tensor] | None = None) -> None:
+        super().__init__(optimizer)
         self.get = get
 
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        optimizer = None if self.optimizer is None else self.optimizer()
+        optimizer = self.optimizer
         if optimizer is not None and torch.is_grad_enabled():
             loss = _loss_of(module, output) if self.get is None else self.get(output)
             if loss is not None:
                 optimizer.observe(loss)
-
-    def __deepcopy__(self, memo: Any) -> "_Attachment":
-        return _Attachment()
-
-    def __reduce__(self) -> Any:
-        return _Attachment, ()
 
 
 def _loss_of(module: torch.nn.Module, output: Any) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The base class: parameter groups, their state and the shared scalars in; lists of tensors for kernels out."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from torch._compile import _disable_dynamo  # as torch.optim does: the public on
 
 from ._foreach import run, squared_norm
 from ._fused import Kernel
-from ._shards import local, over_shards
+from ._shards import being_divided, local, over_shards
 from ._tape import HALF
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -34,9 +35,21 @@ class Optimizer(torch.optim.Optimizer):
         ValueError: a setting outside its range; the message names it, its value and the range.
     """
 
-    _ranges: ClassVar[dict[str, str]] = {"lr": "[0, inf)"}  # None is legal where it is the default
+    _ranges: ClassVar[dict[str, str]] = {"lr": "[0, inf)"}  # and None where the constructor has it as its default
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # `callable` among them admits any
-    _whole: ClassVar[frozenset[str]] = frozenset({"skip_nonfinite", "fused"})  # one value for all groups
+    _whole: ClassVar[frozenset[str]] = frozenset(
+        {"skip_nonfinite", "stochastic_rounding", "fused"}
+    )  # one for all groups
+    _separable = False  # whether a step on some of the parameters is that part of the step on all
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        if (not self._separable or defaults["skip_nonfinite"]) and being_divided():
+            raise RuntimeError(
+                f"{type(self).__name__} couples all parameters in a step (as skip_nonfinite does), and "
+                "ZeroRedundancyOptimizer gives each rank some of them: shard the model with FSDP2 "
+                "(torch.distributed.fsdp.fully_shard) instead"
+            )
+        super().__init__(params, defaults)
 
     # -- what a method writes ---------------------------------------------------------------------------------
 
@@ -55,7 +68,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _init_shared(self) -> dict[str, Any]:
         """Shared values at the start: floats and ints become device scalars, strings and bools stay as they are."""
-        return {"skipped": 0}
+        return {"skipped": 0, **({"roundings": 0} if self.defaults["stochastic_rounding"] else {})}
 
     def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
         """The step. ``groups`` have ``params``, ``grads``, lists of state by name, and the group's settings."""
@@ -65,7 +78,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _each(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> None:
         """Run ``kernel`` over the group's parameters and the given lists (a 1-D tensor is a list of scalars)."""
-        run(kernel, [t.params, *lists], scalars, t.fused)
+        run(kernel, [t.params, *lists], scalars, t.fused, salt=_salt(t))
 
     def _sums(
         self, kernel: Kernel, t: SimpleNamespace, *lists: Any, maxima: int = 0, **scalars: Any
@@ -75,7 +88,7 @@ class Optimizer(torch.optim.Optimizer):
         What the kernel returns must add up over the elements: squares and dot products, never norms. Only the last
         ``maxima`` of them are maxima.
         """
-        sums = run(kernel, [t.params, *lists], scalars, t.fused, maxima)
+        sums = run(kernel, [t.params, *lists], scalars, t.fused, maxima, _salt(t))
         assert sums is not None, kernel
         return over_shards(sums.to(t.skipped.device, _precision(t.skipped.device)), t.owners, maxima).unbind(1)
 
@@ -104,10 +117,15 @@ class Optimizer(torch.optim.Optimizer):
             What ``closure`` returned, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, or parameters are on several devices; nothing has moved.
+            RuntimeError: a gradient is sparse, parameters are on several devices, or this is within a transform of
+                torch.func; nothing has moved.
             TypeError: ``closure`` is no function, but perhaps the loss.
         """
         value = None
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                "step() within torch.func: it changes parameters in place; step where the transform is done"
+            )
         if closure is not None:
             if not callable(closure):
                 raise TypeError(
@@ -117,6 +135,7 @@ class Optimizer(torch.optim.Optimizer):
                 value = closure()
         groups = self._groups(lambda p: p.grad is not None)
         if groups:
+            self._round_anew()
             self._update(groups, self._shared(), value if loss is None else loss)
         return value
 
@@ -125,9 +144,16 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             ValueError: a setting is outside its range, or differs from the optimizer's where it must not.
+            RuntimeError: the parameters are pieces that FSDP's first version made.
         """
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        if not self._separable and any(getattr(p, "_fsdp_flattened", False) for p in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise RuntimeError(
+                f"{type(self).__name__} needs sums over whole tensors, and FullyShardedDataParallel does not say which "
+                "pieces belong together: use FSDP2 (torch.distributed.fsdp.fully_shard), whose parameters are DTensors"
+            )
         group, first = self.param_groups[-1], self.param_groups[0]
         if group is first:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
@@ -174,7 +200,9 @@ class Optimizer(torch.optim.Optimizer):
         for group, old in zip(self.param_groups, before, strict=True):
             for name, value in old.items():
                 group.setdefault(name, value)
-            group["fused"] = old["fused"]  # how to run, not what to compute: the constructor's
+            group.update(
+                {name: old[name] for name in ("stochastic_rounding", "fused")}
+            )  # how to run: the constructor's
         if params:
             self._move(params[0].device)
 
@@ -202,7 +230,7 @@ class Optimizer(torch.optim.Optimizer):
                 states = [self.state[p] for p in ps]
                 state = {name: local([own[name] for own in states]) for name in self._listed(ps[0])}
                 view = SimpleNamespace(**{**group, **state})
-                view.index, view.owners, view.params, view.grads = i, ps, local(ps), local(gs)
+                view.index, view.owners, view.params, view.grads = i, ps, local(ps), local(gs, ps)
                 if group["maximize"]:
                     view.grads = [-g for g in view.grads]
                 views.append(view)
@@ -216,6 +244,11 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             group.update(values)
 
+    def _round_anew(self) -> None:
+        """The coming step rounds to bfloat16 with other random numbers than the last."""
+        if self.defaults["stochastic_rounding"]:
+            self.param_groups[0]["roundings"].add_(1)
+
     def _move(self, device: torch.device) -> None:
         self._share(**{name: _scalar(value, device) for name, value in vars(self._shared()).items()})
         for p, state in self.state.items():
@@ -225,7 +258,7 @@ class Optimizer(torch.optim.Optimizer):
         """Refuse settings outside their range before anything has changed."""
         for name, interval in self._ranges.items():
             value = settings[name]
-            if not ((value is None and self.defaults[name] is None) or _inside(value, interval)):
+            if not (_inside(value, interval) or (value is None and name in _optional(type(self)))):
                 raise ValueError(f"{name}={value!r} is outside its range: a number in {interval}")
         for name, options in self._choices.items():
             value = settings[name]
@@ -261,6 +294,10 @@ def scalar_like(p: Tensor) -> Tensor:
     return torch.zeros((), dtype=torch.float32 if p.dtype in HALF else p.real.dtype, device=p.device)
 
 
+def _salt(t: SimpleNamespace) -> Tensor | None:
+    return t.roundings if t.stochastic_rounding else None
+
+
 def _precision(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -271,6 +308,11 @@ def _scalar(value: Any, device: torch.device) -> Any:
     if isinstance(value, str | bool):
         return value
     return torch.tensor(value, device=device, dtype=_precision(device) if isinstance(value, float) else torch.int64)
+
+
+def _optional(cls: Any) -> set[str]:
+    """Settings that may be None."""
+    return {name for name, one in inspect.signature(cls).parameters.items() if one.default is None}
 
 
 def _inside(value: Any, interval: str) -> bool:

@@ -13,10 +13,17 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def local(ts: Sequence[Tensor]) -> list[Tensor]:
-    """What this rank holds of each tensor, as a real tensor that shares its memory."""
+def local(ts: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """What this rank holds of each tensor, as a real tensor that shares its memory.
+
+    Gradients are laid out ``like`` their parameters: backward leaves that of a replicated weight as a sum yet to be
+    taken over the ranks, where these saw different positions of a sequence.
+    """
     if _any_sharded(ts):
-        ts = [t if (shard := _sharded(t)) is None else shard.to_local() for t in ts]
+        ts = [
+            t if (shard := _sharded(t)) is None else _laid_out(shard, p).to_local()
+            for t, p in zip(ts, like or ts, strict=True)
+        ]
     if any(map(Tensor.is_complex, ts)):
         ts = [torch.view_as_real(t) if t.is_complex() else t for t in ts]
     return list(ts)
@@ -58,7 +65,7 @@ def over_shards(rows: Tensor, params: Sequence[Tensor], maxima: int = 0) -> Tens
         shard = _sharded(p)
         if shard is not None:
             for dim, placement in enumerate(shard.placements):
-                if placement.is_shard():
+                if not placement.is_replicate():  # two kinds of shards: FSDP2 beside tensor parallelism has its own
                     sharded.setdefault(shard.device_mesh.get_group(dim), []).append(i)
     for group, index in sharded.items():
         sums, largest = rows[index].tensor_split([rows.shape[1] - maxima], dim=1)
@@ -70,12 +77,39 @@ def over_shards(rows: Tensor, params: Sequence[Tensor], maxima: int = 0) -> Tens
     return rows
 
 
-def mean_over_ranks(t: Tensor) -> Tensor:
-    """Average over all ranks, each of which saw its share of the batch; the identity in a single process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(t)
-        t = t / dist.get_world_size()
+def mean_over_ranks(t: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
+    """Average over the ranks of a group, by default all; the identity in a single process."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
+        dist.all_reduce(t, group=group)
+        t = t / dist.get_world_size(group)
     return t
+
+
+def gather_anew(model: torch.nn.Module) -> None:
+    """For parameters that were moved between two passes: FSDP2 keeps what the root gathered until a backward pass."""
+    module: Any = sys.modules.get("torch.distributed.fsdp")
+    if module is not None:
+        for part in model.modules():
+            if isinstance(part, module.FSDPModule):
+                part.reshard()
+
+
+def being_divided() -> bool:
+    """Whether ZeroRedundancyOptimizer, which tells nobody, makes an optimizer of this rank's share of parameters."""
+    module: Any = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    frame = sys._getframe() if module is not None else None
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _laid_out(t: "DTensor", p: Tensor) -> "DTensor":
+    shard = _sharded(p)
+    if shard is None or shard.placements == t.placements:
+        return t
+    return t.redistribute(shard.device_mesh, shard.placements)
 
 
 def _any_sharded(ts: Sequence[Tensor]) -> bool:

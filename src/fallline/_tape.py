@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 HALF = (torch.float16, torch.bfloat16)
+SALT = "salt"  # the scalar that says which random numbers parameters in bfloat16 are rounded with; no kernel sees it
 BEFORE, INSIDE, AFTER = range(3)
 REDUCTIONS = ("sum", "amax")
 
@@ -101,7 +102,8 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
 
     Args:
         columns: what its positional arguments are.
-        scalars: dtypes of its keyword arguments; None where the argument is None.
+        scalars: dtypes of its keyword arguments; None where the argument is None. With ``SALT`` among them the engines
+            round parameters in bfloat16 stochastically.
 
     Raises:
         NotImplementedError: the kernel leaves the vocabulary, or takes two passes.
@@ -113,16 +115,16 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
         recorder.argument(f"x{i}", torch.float32 if c.dtype in HALF else c.dtype, INSIDE if c.elements else BEFORE)
         for i, c in enumerate(columns)
     ]
-    shared = {name: recorder.argument(f"s_{name}", dtype, BEFORE) for name, dtype in used.items()}
+    shared = {name: recorder.argument(f"s_{name}", dtype, BEFORE) for name, dtype in used.items() if name != SALT}
     with recorder, torch.no_grad():
-        results = kernel(*inputs, **{**dict.fromkeys(scalars), **shared})
+        results = kernel(*inputs, **{**dict.fromkeys(scalars.keys() - {SALT}), **shared})
     tape.results = [recorder.name(t) for t in results or ()]
     changed = {i: recorder.name(t) for i, t in enumerate(inputs) if recorder.name(t) != f"x{i}"}
     for i in changed:
         if not columns[i].elements or (i and columns[i].dtype in HALF):
             raise NotImplementedError(f"{tape.name} writes to argument {i}, a number or in half precision")
-    for name in used:
-        if recorder.name(shared[name]) != f"s_{name}":
+    for name, value in shared.items():
+        if recorder.name(value) != f"s_{name}":
             raise NotImplementedError(f"{tape.name} writes to {name}, which all tensors share")
     tape.stores = changed
     return tape

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._cache import kept
-from ._tape import AFTER, BEFORE, INSIDE, REDUCTIONS, Op, Tape, indent
+from ._tape import AFTER, BEFORE, INSIDE, REDUCTIONS, SALT, Op, Tape, indent
 from ._tape import FORMULAS as ALIKE
 
 NO_TRITON = "fused=True needs Triton on a GPU, and it cannot be imported: pip install triton, or leave fused=False"
@@ -69,6 +69,17 @@ def store(pointers, values, inside, MASKED: tl.constexpr):
         tl.store(pointers, values, mask=inside)
     else:
         tl.store(pointers, values)
+
+
+@triton.jit
+def narrow_stochastically(f, salt):  # as fallline._foreach
+    bits = f.to(tl.uint32, bitcast=True)
+    h = bits ^ (salt.to(tl.uint32) * 0x5BD1E995)
+    h = (h ^ (h >> 16)) * 0x21F0AAAD
+    h = (h ^ (h >> 15)) * 0x735A2D97
+    h = h ^ (h >> 15)
+    high = tl.where(f == f, (bits + (h >> 16)) >> 16, 0x7FC0)
+    return high.to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 '''
@@ -131,7 +142,10 @@ def source(tape: Tape) -> str:
         else:
             inside.append(_statement(op, tape))
     for i, stored in tape.stores.items():
-        inside.append(f"store(c{i} + i, {stored}.to({TYPES[tape.columns[i].dtype]}), inside, MASKED)")
+        narrow = f"{stored}.to({TYPES[tape.columns[i].dtype]})"
+        if SALT in tape.scalars and tape.columns[i].dtype == torch.bfloat16:
+            narrow = f"narrow_stochastically({stored}, s_{SALT})"
+        inside.append(f"store(c{i} + i, {narrow}, inside, MASKED)")
 
     code = HEAD.format(name=tape.name) + WORK.format(vectors=vectors) + indent(pointers + numbers + loads + inside)
     if reductions:

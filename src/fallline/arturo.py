@@ -172,6 +172,7 @@ class ArTuRO(Optimizer):
         scope: ``"global"``; ``"group"`` and ``"tensor"`` bound each by itself, which is another method.
         skip_nonfinite: turn a step with a non-finite gradient into nothing.
         maximize: ascend.
+        stochastic_rounding: round bfloat16 parameters up or down, in expectation to what was computed; else to nearest.
         fused: one pass over all elements in compiled code: needs a C compiler, on a GPU Triton.
 
     The scale of the loss matters: gradients must be unscaled, and averaged rather than summed.
@@ -241,6 +242,7 @@ class ArTuRO(Optimizer):
         scope: str = "global",
         skip_nonfinite: bool = True,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
         fused: bool = False,
     ) -> None:
         gaussian = dict(lr=lr, reg_weight=reg_weight, prior_prec=prior_prec, nu=nu, var_init=var_init)
@@ -248,7 +250,13 @@ class ArTuRO(Optimizer):
         noises |= dict(filter_var_init=filter_var_init, measurement_noise=measurement_noise)
         model = dict(curvature_init=curvature_init, curvature_floor=curvature_floor, intercept_init=intercept_init)
         solve = dict(solver=solver, newton_iters=newton_iters, eta_min=eta_min, scope=scope)
-        run = dict(weight_decay=weight_decay, skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
+        run = dict(
+            weight_decay=weight_decay,
+            skip_nonfinite=skip_nonfinite,
+            maximize=maximize,
+            stochastic_rounding=stochastic_rounding,
+            fused=fused,
+        )
         super().__init__(params, {**gaussian, **noises, **model, **solve, **run})
 
     @staticmethod

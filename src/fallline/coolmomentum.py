@@ -80,10 +80,11 @@ class CoolMomentum(Optimizer):
         decoupled: shrink the weights by ``1 - lr * weight_decay`` outside the displacement instead.
         skip_nonfinite: turn a step with a non-finite gradient into nothing, for one more pass over the gradients.
         maximize: ascend.
+        stochastic_rounding: round bfloat16 parameters up or down, in expectation to what was computed; else to nearest.
         fused: one pass over all elements in compiled code: needs a C compiler, on a GPU Triton.
 
     Half-precision parameters keep a float32 displacement and are rounded to nearest: late in cooling, displacements
-    below half a unit in the last place of a bfloat16 weight are lost.
+    below half a unit in the last place of a bfloat16 weight are lost, unless ``stochastic_rounding`` keeps their mean.
 
     Raises:
         ValueError: a setting is outside its range.
@@ -112,6 +113,7 @@ class CoolMomentum(Optimizer):
         "weight_decay": "[0, inf)",
     }
     _choices = {"schedule": (*SCHEDULES, callable)}
+    _separable = True
 
     def __init__(
         self,
@@ -126,11 +128,14 @@ class CoolMomentum(Optimizer):
         decoupled: bool = False,
         skip_nonfinite: bool = False,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
         fused: bool = False,
     ) -> None:
         settings = dict(lr=lr, rho_0=rho_0, cool_steps=cool_steps, schedule=schedule, hold_steps=hold_steps)
         decay = dict(weight_decay=weight_decay, decoupled=decoupled)
-        run = dict(skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
+        run = dict(
+            skip_nonfinite=skip_nonfinite, maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused
+        )
         super().__init__(params, {**settings, **decay, **run})
 
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.utils.hooks import RemovableHandle
 
 from ._foreach import clean, squared_norm
-from ._loss import FOUR_WAYS, LossAware, all_zero
+from ._loss import FOUR_WAYS, Attachment, LossAware, all_zero
 from ._optimizer import Params, squared_norms
+from ._shards import gather_anew
 
 EPS = 1e-9  # a tensor whose gradient has a smaller norm is not treated (the authors' constant)
 TINY = 1e-30  # R stays above, so that S > 0
@@ -49,6 +51,9 @@ class KOALA(LossAware):
 
     _ranges = LossAware._ranges | {"r": "[0, inf)", "alpha_r": "[0, 1]", "weight_decay": "[0, inf)"}
     _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
+    _follows = False  # whether a model says when to be at which point
+    _resumed = False  # whether state was loaded since the last step
+    _foreign = False  # whether weights were loaded to which the state does not belong
     _variance: str  # which shared scalar is the variance of the weights, where one is shared
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
@@ -91,6 +96,7 @@ class KOALA(LossAware):
             RuntimeError: ``predict`` was not called, no loss is known, or a gradient is sparse. Nothing has changed.
         """
         self._expect("update", "predicted")
+        self._round_anew()
         groups = self._groups(lambda p: p.grad is not None)
         shared = self._shared()
         moments = self._moments(shared.measurement_noise, loss, loss_var)
@@ -135,6 +141,7 @@ class KOALA(LossAware):
                 t.treated, t.c = t.treated & ok, torch.where(ok, t.c, 0.0)
             R = torch.where(ok, R, shared.measurement_noise)
         shared.measurement_noise.copy_(R)
+        self._resumed = self._foreign = False
         self._correct(groups, shared, ok, stepping)
 
     # -- what the methods write -------------------------------------------------------------------------------
@@ -187,6 +194,35 @@ class KOALA(LossAware):
             if not away:
                 self.train()
 
+    def follow(self, model: torch.nn.Module) -> RemovableHandle:
+        """Let the parameters be where ``model`` needs them, with nothing to remember.
+
+        A forward pass of the model in eval mode and without gradients happens at the filtered point, as what is saved
+        after it; the next other pass comes back, and so does a step.
+
+        Weights that the model loads in mid run, without the optimizer's state that was saved with them, stay as they
+        are until the next step: such as the best ones of a run, which are evaluated at its end.
+
+        Returns:
+            A handle; ``handle.remove()`` ends it. Copies and pickles of the model are not followed.
+        """
+        self._follows = True
+        model.register_load_state_dict_post_hook(_Loader(self))
+        return model.register_forward_pre_hook(_Follower(self), prepend=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in the base class."""
+        super().load_state_dict(state_dict)
+        self._resumed, self._foreign = True, False
+
+    def _disown(self) -> None:
+        """Weights were loaded: if the state was not, velocities and copies of weights are those of other weights."""
+        if not self._resumed:
+            for state in self.state.values():
+                state.pop("predicted", None)
+            self._share(evaluating=False)
+            self._foreign = True
+
     # -- plumbing ---------------------------------------------------------------------------------------------
 
     @property
@@ -202,6 +238,8 @@ class KOALA(LossAware):
 
     def _expect(self, verb: str, *stages: str) -> str:
         stage: str = self.param_groups[0]["stage"]
+        if self._follows:
+            self.train()
         if self.param_groups[0]["evaluating"]:
             raise RuntimeError(f"{verb}: the parameters are at the filtered point of eval(); call train() first")
         if stage not in stages:
@@ -209,3 +247,28 @@ class KOALA(LossAware):
             due = {"filtered": "predict()", "predicted": "update(loss)", "resting": "predict() or step(loss=loss)"}
             raise RuntimeError(f"{verb} cannot follow {last}: the next call is {due[stage]}")
         return stage
+
+
+class _Follower(Attachment):
+    """A forward pre-hook that moves the parameters to the point that the coming pass needs."""
+
+    _filtered = False  # where the last pass was
+
+    def __call__(self, module: torch.nn.Module, args: Any) -> None:
+        optimizer = self.optimizer
+        if optimizer is not None:
+            filtered = not (module.training or torch.is_grad_enabled())
+            with torch.inference_mode(False):  # what is moved here is trained on
+                optimizer.eval() if filtered else optimizer.train()
+            if filtered != self._filtered:
+                gather_anew(module)
+            self._filtered = filtered
+
+
+class _Loader(Attachment):
+    """A hook after ``load_state_dict`` of a model."""
+
+    def __call__(self, module: torch.nn.Module, keys: Any) -> None:
+        optimizer = self.optimizer
+        if optimizer is not None:
+            optimizer._disown()

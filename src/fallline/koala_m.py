@@ -74,7 +74,8 @@ class MomentumKOALA(KOALA):
         sw, sc, sv: variance of the weights, covariance with the velocities, variance of the velocities at the start.
         a: decay of the velocity, in [0, 1].
         qw, qv: process noise of weights (at the start) and velocities.
-        r, alpha_r, weight_decay, target, skip_nonfinite, maximize, fused: as in :class:`VanillaKOALA`.
+        r, alpha_r, weight_decay, target: as in :class:`VanillaKOALA`, and so
+            skip_nonfinite, maximize, stochastic_rounding, fused.
         q_rule: process noise of the weights from the distance d of the weights to their running average, n of them:
             ``"reference"`` averages d / n as the authors' program does, ``"paper"`` takes d² / n, ``"fixed"`` keeps
             ``qw``.
@@ -135,11 +136,14 @@ class MomentumKOALA(KOALA):
         target: float | Callable[[Tensor], Tensor] = 0.0,
         skip_nonfinite: bool = True,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
         fused: bool = False,
     ) -> None:
         model = dict(lr=lr, sw=sw, sc=sc, sv=sv, a=a, qw=qw, qv=qv, r=r, alpha_r=alpha_r, target=target)
         rules = dict(weight_decay=weight_decay, q_rule=q_rule, average_init=average_init)
-        run = dict(skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
+        run = dict(
+            skip_nonfinite=skip_nonfinite, maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused
+        )
         super().__init__(params, {**model, **rules, **run})
 
     def _check(self, settings: dict[str, Any]) -> None:
@@ -240,7 +244,7 @@ class MomentumKOALA(KOALA):
 
         Keeps a copy of the parameters in the optimizer's state, also in a checkpoint that is saved meanwhile.
         """
-        if self.param_groups[0]["stage"] == "filtered" or self.param_groups[0]["evaluating"]:
+        if self.param_groups[0]["stage"] == "filtered" or self.param_groups[0]["evaluating"] or self._foreign:
             return
         for p, state in self.state.items():
             state["predicted"] = p.detach().clone()
@@ -251,7 +255,10 @@ class MomentumKOALA(KOALA):
     @torch.no_grad()
     def train(self) -> None:
         if self.param_groups[0]["evaluating"]:
+            # A checkpoint's loader may not bring the copies; parameters that joined meanwhile have a velocity of zero.
+            for t in self._groups(lambda p: p in self.state and "predicted" not in self.state[p]):
+                self._each(drift_, t, t.velocity)
             for p, state in self.state.items():
-                if "predicted" in state:  # parameters that joined meanwhile have not moved
+                if "predicted" in state:
                     p.copy_(state.pop("predicted"))
             self._share(evaluating=False)

@@ -58,7 +58,8 @@ class KOALAPlusPlus(KOALA):
         sigma: variance of the weights before the first step.
         q: process noise, added to the variance each step. With 0, a tensor whose v was set to 0 rests for good.
         symmetric: the least-norm matrix among the symmetric ones; False: among all (the paper's "vanilla").
-        r, alpha_r, weight_decay, target, skip_nonfinite, maximize, fused: as in :class:`VanillaKOALA`.
+        r, alpha_r, weight_decay, target: as in :class:`VanillaKOALA`, and so
+            skip_nonfinite, maximize, stochastic_rounding, fused.
 
     The first gradient counts as measured twice, as in the authors' program: v starts as that of a virtual step before.
     Half-precision parameters keep float32 state.
@@ -99,10 +100,17 @@ class KOALAPlusPlus(KOALA):
         target: float | Callable[[Tensor], Tensor] = 0.0,
         skip_nonfinite: bool = True,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
         fused: bool = False,
     ) -> None:
         model = dict(lr=lr, sigma=sigma, q=q, r=r, alpha_r=alpha_r, symmetric=symmetric, target=target)
-        run = dict(weight_decay=weight_decay, skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
+        run = dict(
+            weight_decay=weight_decay,
+            skip_nonfinite=skip_nonfinite,
+            maximize=maximize,
+            stochastic_rounding=stochastic_rounding,
+            fused=fused,
+        )
         super().__init__(params, {**model, **run})
 
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ class VanillaKOALA(KOALA):
             ``lambda loss: loss - 4``. A loss that can fall below a fixed target needs such a callable.
         skip_nonfinite: turn a step with a non-finite loss or gradient into nothing.
         maximize: raise the loss to ``target``, which must be given.
+        stochastic_rounding: round bfloat16 parameters up or down, in expectation to what was computed; else to nearest.
         fused: one pass over all elements in compiled code: needs a C compiler, on a GPU Triton.
 
     Raises:
@@ -78,11 +79,14 @@ class VanillaKOALA(KOALA):
         target: float | Callable[[Tensor], Tensor] = 0.0,
         skip_nonfinite: bool = True,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
         fused: bool = False,
     ) -> None:
         model = dict(lr=lr, sigma=sigma, q=q, r=r, alpha_r=alpha_r, target=target)
         decay = dict(weight_decay=weight_decay, weight_decay_mode=weight_decay_mode)
-        run = dict(skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
+        run = dict(
+            skip_nonfinite=skip_nonfinite, maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused
+        )
         super().__init__(params, {**model, **decay, **run})
 
     @property

@@ -1,5 +1,6 @@
 """LODO: a preconditioner network that learns while it optimizes (Liao et al., 2023)."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,7 @@ class LODO(Optimizer):
         weight_decay: shrinks the weights by ``1 - lr * weight_decay`` before the step.
         skip_nonfinite: turn a step with a non-finite gradient into nothing.
         maximize: ascend.
+        stochastic_rounding: round bfloat16 parameters up or down, in expectation to what was computed; else to nearest.
         fused: compiled code: needs a C++ compiler, on a GPU Triton; the network is a graph of :func:`torch.compile`.
 
     A parameter without gradient stays, and is left out of this step and of what the next learns from it. Under gradient
@@ -153,6 +155,7 @@ class LODO(Optimizer):
         weight_decay: float = 0.0,
         skip_nonfinite: bool = True,
         maximize: bool = False,
+        stochastic_rounding: bool = False,
         fused: bool = False,
     ) -> None:
         if generator is not None and generator.device.type != "cpu":
@@ -161,7 +164,13 @@ class LODO(Optimizer):
         architecture = dict(depth=depth, block_size=block_size, padding=padding, preconditioner=preconditioner)
         meta = dict(meta_lr=meta_lr, meta_optimizer=meta_optimizer, meta_betas=meta_betas, second_moment=second_moment)
         meta |= dict(meta_eps=meta_eps, meta_eps_mode=meta_eps_mode)
-        running = dict(weight_decay=weight_decay, skip_nonfinite=skip_nonfinite, maximize=maximize, fused=fused)
+        running = dict(
+            weight_decay=weight_decay,
+            skip_nonfinite=skip_nonfinite,
+            maximize=maximize,
+            stochastic_rounding=stochastic_rounding,
+            fused=fused,
+        )
         super().__init__(params, dict(lr=lr, beta=beta, bucket_size=bucket_size, **architecture, **meta, **running))
 
     def _check(self, settings: dict[str, Any]) -> None:
@@ -271,6 +280,14 @@ class LODO(Optimizer):
                 for group in self.param_groups
             ]
         return known
+
+    def _mend(self, *args: Any) -> None:
+        super()._mend(*args)
+        # Whole states of torch.distributed.checkpoint leave out what is empty: members with no state are not new ones.
+        for group in self.param_groups:
+            members = [self.state[p]["members"].tolist() for p in group["params"] if "members" in self.state.get(p, {})]
+            for i in itertools.chain(*members):
+                self.state.setdefault(group["params"][i], {})
 
     def _listed(self, p: Tensor) -> Iterable[str]:
         return ()

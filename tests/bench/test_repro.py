@@ -15,7 +15,7 @@ from test_report import Reader, browse
 from fallline import LODO
 from fallline.bench import commands, repro
 from fallline.bench.display import number
-from fallline.bench.repro import lodo_bowl, lodo_memory, lodo_rosenbrock, reproduce
+from fallline.bench.repro import lodo_bowl, lodo_memory, lodo_rosenbrock, reproduce, rounding
 from fallline.bench.repro.lodo_bowl import FLOOR, LodoBowl
 from fallline.bench.repro.lodo_memory import LodoMemory
 from fallline.bench.repro.lodo_rosenbrock import LodoRosenbrock
@@ -310,6 +310,32 @@ def test_every_way_to_shrink_the_state_shrinks_it(runs, tmp_path):
     size = {way: entry["bytes"] for way, entry in found.items()}
     assert size["as published"] > size["second moment a block"] > size["both"] > size["half the depth"] > 500
     assert all(size["as published"] >= other for other in size.values())
+
+
+# --- bfloat16 ---
+
+
+def test_stochastic_rounding_trains_as_float32_does(runs, tmp_path):
+    code, output = call("repro", "bfloat16", "--seeds", "2", "--optimizers", "CoolMomentum", "--out", str(tmp_path))
+    assert code == 0, output
+    record, page = files(tmp_path)
+    for split in ("train", "validation"):
+        rows = cells(page, split)
+        assert set(rows) == {"CoolMomentum"}
+        for name, row in rows.items():
+            for weights, cell in zip(rounding.WEIGHTS, row, strict=True):
+                mine = [
+                    one["outcome"]["result"][split]
+                    for one in record["runs"]
+                    if (one["run"]["optimizer"], one["run"]["settings"]["weights"]) == (name, weights)
+                ]
+                assert len(mine) == 2
+                assert first_number(cell) == pytest.approx(np.mean(mine), rel=2e-2, abs=1e-4)
+    losses = {w: entry["train"]["mean"] for w, entry in record["results"]["optimizers"]["CoolMomentum"].items()}
+    full, nearest, stochastic = losses.values()
+    assert nearest > 1.2 * full
+    assert stochastic == pytest.approx(full, rel=0.02)
+    assert "stochastic" in output
 
 
 # --- the command ---

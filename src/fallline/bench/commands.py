@@ -22,6 +22,7 @@ import fallline
 from fallline.bench import display
 from fallline.bench import repro as experiments
 from fallline.bench.aa import aa_line, aa_results, aa_table, aa_words, write_aa
+from fallline.bench.check.command import check as check_optimizers
 from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, under_schedules
 from fallline.bench.costs import busy, measure_all
 from fallline.bench.design import TRACKS, Design
@@ -57,6 +58,7 @@ app.add_typer(
     bench, name="bench", help="Measure fallline itself: a [b]step[/b] of each optimizer, or the [b]harness[/b]."
 )
 bench.command("step")(step)
+app.command("check")(check_optimizers)
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 

@@ -9,6 +9,7 @@ from fallline.bench.names import make
 from fallline.bench.repro._experiment import Design, Done, Experiment, Record, Stages
 
 EXPERIMENTS = {
+    "bfloat16": "fallline.bench.repro.rounding:Rounding",
     "lodo-bowl": "fallline.bench.repro.lodo_bowl:LodoBowl",
     "lodo-memory": "fallline.bench.repro.lodo_memory:LodoMemory",
     "lodo-rosenbrock": "fallline.bench.repro.lodo_rosenbrock:LodoRosenbrock",

@@ -25,6 +25,8 @@ class Table:
     id: str
     head: Sequence[str]
     rows: Sequence[Row]
+    brief: int = 3
+    """How many columns the terminal shows."""
 
 
 @dataclass(frozen=True)

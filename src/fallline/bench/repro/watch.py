@@ -41,9 +41,9 @@ def results_table(page: Page) -> Table:
     """The first columns of the page's first table: what was measured here."""
     found = next(section.table for section in page.sections if section.table)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("", *found.head[1:3]):
+    for heading in ("", *found.head[1 : found.brief]):
         table.add_column(heading)
     for row in found.rows:
-        name, *cells = row.cells[:3]
+        name, *cells = row.cells[: found.brief]
         table.add_row(Text(name, style="bold" if row.line and row.line.ours else ""), *map(Text, cells))
     return table

@@ -1,0 +1,695 @@
+"""`fallline check`: ours keep every promise, and each promise is broken by the class that it was written against."""
+
+import copy
+import ctypes
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+import fallline
+from fallline.bench.check import show
+from fallline.bench.check.promise import LINES
+from fallline.bench.check.promises import GROUPS, PROMISES
+from fallline.bench.check.run import check
+from fallline.bench.check.subject import Loss, get_subject, parse_settings
+from fallline.bench.check.trial import Outcome, Verdict, attempt, program
+from fallline.bench.commands import app
+
+HERE = Path(__file__)
+PAGE = HERE.parents[2] / "docs" / "check.md"
+ALONE = [one for one in PROMISES.values() if one.ranks == 1]
+COMPILED = {"speed/compiles-right", "speed/compiles-once"}
+OURS = ["arturo", "coolmomentum", "koala-m", "koala-pp", "koala-v", "lodo"]
+
+
+# -- a sound optimizer, and what can be wrong with one ------------------------------------------------------------
+
+
+class Sound(torch.optim.Optimizer):
+    """SGD with momentum, written plainly, which keeps every promise."""
+
+    def __init__(self, params: Any, lr: Any = 0.1, momentum: float = 0.9, *, maximize: bool = False) -> None:
+        if not 0.0 <= lr < float("inf"):
+            raise ValueError(f"lr={lr}")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "maximize": maximize})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return self.pass_on(closure)
+
+    def pass_on(self, closure: Any) -> Any:
+        value = None if closure is None else self.evaluate(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self.move(p, p.grad, group)
+                else:
+                    self.rest(p)
+        return value
+
+    @torch.enable_grad()
+    def evaluate(self, closure: Any) -> Any:
+        return closure()
+
+    def rest(self, p: Tensor) -> None:
+        """What is done with a parameter that has no gradient."""
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if g.is_sparse:
+            raise RuntimeError("sparse gradients are not supported")
+        mean = self.mean(p)
+        mean.mul_(group["momentum"]).add_(-g if group["maximize"] else g)
+        self.write(p, group["lr"] * mean)
+
+    def mean(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["mean"] = torch.zeros_like(p)
+        mean: Tensor = state["mean"]
+        return mean
+
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(update)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(copy.deepcopy(state_dict))
+
+
+class Climbs(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.add_(update)
+
+
+class TakesAnything(Sound):
+    def __init__(self, params: Any, lr: Any = 0.1, **unknown: Any) -> None:
+        super().__init__(params, lr, unknown.get("momentum", 0.9), maximize=unknown.get("maximize", False))
+
+
+class TakesNegativeRates(Sound):
+    def __init__(self, params: Any, lr: Any = 0.1, momentum: float = 0.9, *, maximize: bool = False) -> None:
+        super().__init__(params, abs(lr), momentum, maximize=maximize)
+        self.defaults["lr"] = lr
+
+
+class OneRateForAll(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, {**group, "lr": self.param_groups[0]["lr"]})
+
+
+class KeepsItsFirstRate(Sound):
+    def __init__(self, params: Any, lr: Any = 0.1, momentum: float = 0.9, *, maximize: bool = False) -> None:
+        super().__init__(params, lr, momentum, maximize=maximize)
+        for group in self.param_groups:
+            group["first"] = group["lr"]
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, {**group, "lr": group.get("first", group["lr"])})
+
+
+class MovesTheIdle(Sound):
+    def rest(self, p: Tensor) -> None:
+        p.mul_(0.5)
+
+
+class WantsALoss(Sound):
+    """It demands a closure of those who name one."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = ...) -> Any:
+        if closure is None:
+            raise RuntimeError("a closure is needed")
+        return self.pass_on(None if closure is ... else closure)
+
+
+class WritesGradients(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, group)
+        if g.is_contiguous():
+            g.mul_(0.5)
+
+
+class KeepsGradients(Sound):
+    """It looks at the gradient of the step before as well, of which it keeps no copy."""
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g if g.is_sparse else g + 1e-3 * self.state[p].get("last", g), group)
+        self.state[p]["last"] = g
+
+    def mean(self, p: Tensor) -> Tensor:
+        mean: Tensor = self.state[p].setdefault("mean", torch.zeros_like(p))
+        return mean
+
+
+class DropsSparse(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if not g.is_sparse:
+            super().move(p, g, group)
+
+
+class ThroughData(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.data.sub_(update)
+
+
+class MovesToOtherMemory(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(update)
+        p.data = p.data.clone()
+
+
+class WalksAlongTheMemory(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.reshape(-1).sub_(update.reshape(-1))
+
+
+class ReadsStridesWrong(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if p.is_contiguous() and not g.is_contiguous() and g.stride()[0] == 1:
+            g = g.t().reshape(g.shape)
+        super().move(p, g, group)
+
+
+class SharesWhatItLoads(Sound):
+    def load_state_dict(self, state_dict: Any) -> None:
+        torch.optim.Optimizer.load_state_dict(self, state_dict)
+
+
+class LosesPrecisionOnLoad(Sound):
+    def mean(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["mean"] = torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+        mean: Tensor = state["mean"]
+        return mean
+
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(update.to(p.dtype))
+
+
+class ForgetsOnDeepcopy(Sound):
+    def __deepcopy__(self, memo: Any) -> "ForgetsOnDeepcopy":
+        return ForgetsOnDeepcopy([memo.get(id(p), p) for p in self.param_groups[0]["params"]])
+
+
+class CannotBePickled(Sound):
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("cannot pickle this")
+
+    def __deepcopy__(self, memo: Any) -> "CannotBePickled":
+        twin = CannotBePickled([memo.get(id(p), p) for p in self.param_groups[0]["params"]])
+        twin.load_state_dict(self.state_dict())
+        return twin
+
+
+class SavesAnObject(Sound):
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "owner": SavesAnObject}
+
+
+class KeyedByText(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, group)
+        self.state["steps"]["count"] = 1  # type: ignore[index]
+
+
+class DeafToHooks(Sound):
+    def load_state_dict(self, state_dict: Any) -> None:
+        hooks, self._optimizer_load_state_dict_pre_hooks = (
+            self._optimizer_load_state_dict_pre_hooks,
+            type(self._optimizer_load_state_dict_pre_hooks)(),
+        )
+        super().load_state_dict(state_dict)
+        self._optimizer_load_state_dict_pre_hooks = hooks
+
+
+class CallsTwice(Sound):
+    @torch.enable_grad()
+    def evaluate(self, closure: Any) -> Any:
+        closure()
+        return closure()
+
+
+class CallsWithoutGradients(Sound):
+    @torch.no_grad()
+    def evaluate(self, closure: Any) -> Any:
+        try:
+            return closure()
+        except RuntimeError:
+            return None
+
+
+class SilentAboutTheLoss(Sound):
+    @torch.enable_grad()
+    def evaluate(self, closure: Any) -> Any:
+        closure()
+
+
+class Warns(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            warnings.warn("this is deprecated", UserWarning, stacklevel=2)
+        super().write(p, update)
+
+
+class HalfwayMaximize(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, {**group, "maximize": False})
+
+
+class OverflowsInHalf(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(update * (p * 0 + 1e5) / 1e5)
+
+
+class StateInFloat32(Sound):
+    def mean(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if not state:
+            like = None if p.is_complex() or p.dtype != torch.float64 else torch.float32
+            state["mean"] = torch.zeros_like(p, dtype=like)
+        mean: Tensor = state["mean"]
+        return mean
+
+
+class SquaresComplex(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(update / (1 + 0.1 * (update * update)).sqrt() if p.is_complex() else update)
+
+
+class HidesNan(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g if g.is_sparse else g.nan_to_num(nan=1.0), group)
+
+
+class WantsRows(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(update * (p.shape[0] / p.shape[0] if p.numel() else 1.0))
+
+
+class MeansOverNothing(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        self.seen = 1 / p.numel()
+        super().move(p, g, group)
+
+
+class ReadsTheNorm(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(update, alpha=1.0 if torch.compiler.is_compiling() else min(1.0, 1e9 + float(update.abs().sum())))
+
+
+class StateOnTheCpu(Sound):
+    def mean(self, p: Tensor) -> Tensor:
+        state = self.state[p]
+        if not state:
+            state["mean"] = torch.zeros(p.shape, dtype=p.dtype)
+        mean: Tensor = state["mean"]
+        return mean
+
+
+class Hoards(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        if not torch.compiler.is_compiling():
+            vars(self).setdefault("updates", []).append(update)
+        super().write(p, update)
+
+
+class CountsInPython(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        group["seen"] = group.get("seen", "") + "i"
+        super().move(p, g, group)
+
+
+class ForgetsItsCount(Sound):
+    """It takes smaller steps as it goes, and its count is in no state."""
+
+    count = 0
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        self.count += p is self.param_groups[0]["params"][0]
+        super().move(p, g, {**group, "lr": group["lr"] / (10 + self.count)})
+
+
+class NormalisesGroups(Sound):
+    """The length of a group's step depends on how many parameters are in it."""
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, {**group, "lr": group["lr"] / len(group["params"])})
+
+
+class BakesItsRateIn(Sound):
+    """Under the compiler only, where the rate of the first step is taken for a constant."""
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            group = {**group, "lr": 0.1}
+        super().move(p, g, group)
+
+
+class IgnoresTheFrozen(Sound):
+    """It makes state for all in the constructor, the frozen too."""
+
+    def add_param_group(self, param_group: Any) -> None:
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            self.mean(p)
+
+
+class FollowsItsOwnLoss(Sound):
+    """It is given the loss, and does not average it over processes."""
+
+    scale: Any = 1.0
+
+    @torch.no_grad()
+    def step(self, closure: Any = None, *, loss: Any = None) -> Any:
+        self.scale = 1.0 if loss is None else loss.abs().tanh()
+        return self.pass_on(closure)
+
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_((update * self.scale).to(p.dtype))
+
+
+class Collapses(Sound):
+    """It crashes when it is saved, hangs when it is copied, and leaves when it is told a wrong rate."""
+
+    def __init__(self, params: Any, lr: Any = 0.1) -> None:
+        if lr < 0:
+            sys.exit("no such rate")
+        super().__init__(params, lr)
+
+    def state_dict(self) -> Any:
+        ctypes.string_at(0)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        time.sleep(600)
+
+
+RESUMED = {f"state/{name}" for name in ("resumes", "resumes-from-a-file", "two-groups-resume")}
+COPIED = {"state/deepcopies", "state/pickles"}
+CHECKPOINTED = {"state/distributed-checkpoint", "state/distributed-checkpoint-flat"}
+MUTANTS: dict[type[Sound], set[str]] = {
+    Sound: set(),
+    Climbs: {"learns/in-float32", "learns/in-float64", "learns/a-network"},
+    TakesAnything: {"contract/unknown-settings-refused"},
+    TakesNegativeRates: {"contract/negative-lr-refused"},
+    OneRateForAll: {"groups/own-lr"},
+    NormalisesGroups: {"groups/two-alike-are-one", "precision/empty"},
+    KeepsItsFirstRate: {"groups/lr-set-by-hand", "run/lr-as-a-tensor"},
+    IgnoresTheFrozen: {"groups/frozen-and-thawed"},
+    MovesTheIdle: {"groups/frozen-and-thawed", "gradients/none-at-all", "gradients/one-missing"},
+    WantsALoss: {"gradients/zero-gradients-without-a-loss", *CHECKPOINTED},
+    WritesGradients: {"gradients/never-written"},
+    KeepsGradients: {"gradients/never-kept"},
+    DropsSparse: {"gradients/sparse"},
+    ReadsStridesWrong: {"gradients/strided"},
+    MovesToOtherMemory: {"gradients/in-place"},
+    ThroughData: {"gradients/seen-by-autograd"},
+    ForgetsItsCount: {*RESUMED, *COPIED, *CHECKPOINTED},
+    SavesAnObject: {"state/resumes-from-a-file"},
+    LosesPrecisionOnLoad: {"state/bfloat16-state-keeps-its-precision"},
+    ForgetsOnDeepcopy: {"state/deepcopies"},
+    CannotBePickled: {"state/pickles"},
+    SharesWhatItLoads: {"state/a-load-shares-nothing"},
+    KeyedByText: {"state/keys-are-parameters", *CHECKPOINTED},
+    DeafToHooks: {"state/hooks"},
+    CallsTwice: {"run/closure"},
+    CallsWithoutGradients: {"run/closure"},
+    SilentAboutTheLoss: {"run/closure"},
+    Warns: {"run/quiet"},
+    HalfwayMaximize: {"run/maximize"},
+    OverflowsInHalf: {"precision/float16"},
+    StateInFloat32: {"precision/float64-is-not-rounded"},
+    SquaresComplex: {"precision/complex-numbers"},
+    HidesNan: {"precision/nan-is-guarded-or-seen"},
+    WantsRows: {"precision/scalars"},
+    MeansOverNothing: {"precision/empty"},
+    WalksAlongTheMemory: {"precision/not-contiguous"},
+    ReadsTheNorm: {"speed/reads-nothing", "speed/works-without-values"},
+    StateOnTheCpu: {"speed/works-without-values"},
+    Hoards: {"speed/keeps-nothing"},
+    BakesItsRateIn: {"speed/compiles-right"},
+    CountsInPython: {"speed/compiles-once"},
+    FollowsItsOwnLoss: set(),  # in one process
+}
+"""Classes, and which promises of one process each breaks."""
+
+EXCUSED = {
+    "lodo": {
+        "groups/two-alike-are-one",  # by design: every group has networks of its own
+        "speed/works-without-values",  # its first step reads which tensors a network has
+    }
+}
+"""What ours do not keep."""
+
+TORCHS = {
+    "sgd": {"contract/nan-lr-refused"},
+    "adamw": {"state/a-load-shares-nothing", "speed/reads-nothing"},
+}
+"""What torch's do not keep, in one process."""
+
+
+def broken(name: str, promises: Any = ALONE) -> set[str]:
+    """Which promises an optimizer breaks, tried in this process."""
+    subject = get_subject(name, {})
+    return {one.path for one in promises if attempt(one, subject).broken}
+
+
+def mutant(kind: type) -> str:
+    """How a class of this file is named to the tool."""
+    return f"{HERE}:{kind.__name__}"
+
+
+# -- the promises themselves --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PROMISES)
+def test_a_promise_is_ten_lines_and_two_sentences(path: str) -> None:
+    one = PROMISES[path]
+    assert 1 <= len([line for line in one.text.splitlines() if line.strip()]) <= LINES
+    assert one.says
+    assert one.why.endswith(".")
+    for name in one.uses:
+        assert re.search(rf"\b{name}\b", one.text), f"{name} is not used"
+
+
+def test_there_are_promises_of_every_kind() -> None:
+    assert len(GROUPS) == 9
+    assert len(PROMISES) >= 60
+    assert sum(map(len, GROUPS.values())) == len(PROMISES), "two have the same name"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_keep_every_promise(name: str) -> None:
+    assert broken(name) == EXCUSED.get(name, set())
+
+
+def test_ours_keep_every_promise_with_compiled_kernels_too() -> None:
+    subject = get_subject("koala-m", {"fused": True})
+    assert [one for promise in ALONE if (one := attempt(promise, subject)).broken] == []
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_what_torch_s_own_break(name: str) -> None:
+    assert broken(name) == TORCHS[name]
+
+
+@pytest.mark.parametrize("kind", MUTANTS, ids=lambda kind: kind.__name__)
+def test_each_promise_is_broken_by_the_class_that_it_was_written_against(kind: type[Sound]) -> None:
+    compiled = kind is Sound or MUTANTS[kind] & COMPILED  # to compile takes half of the time, and says little of others
+    promises = [one for one in ALONE if compiled or one.path not in COMPILED]
+    assert broken(f"{__name__}:{kind.__name__}", promises) == MUTANTS[kind]
+
+
+def test_a_refusal_is_what_somebody_wrote() -> None:
+    for kind, outcome in ((Sound, Outcome.refused), (DropsSparse, Outcome.fails)):
+        verdict = attempt(PROMISES["gradients/sparse"], get_subject(mutant(kind), {}))
+        assert verdict.outcome is outcome
+    muon = get_subject("muon", {})
+    assert attempt(PROMISES["precision/scalars"], muon).outcome is Outcome.refused
+    assert attempt(PROMISES["run/maximize"], muon).outcome is Outcome.absent
+    accident = attempt(PROMISES["gradients/sparse"], get_subject(mutant(SparseByAccident), {}))
+    assert "sparse" in accident.reason.lower(), "an operator of torch's says the word too"
+    assert accident.outcome is Outcome.fails
+
+
+class SparseByAccident(Sound):
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        self.write(p, g.view(-1).view(p.shape))
+
+
+# -- reproductions ------------------------------------------------------------------------------------------------
+
+
+def test_a_reproduction_runs_alone_and_fails_alone(tmp_path: Path) -> None:
+    promise, subject = PROMISES["precision/nan-is-guarded-or-seen"], get_subject(mutant(HidesNan), {"lr": 0.05})
+    verdict, file = attempt(promise, subject), tmp_path / "reproduction.py"
+    file.write_text(program(promise, subject))
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, cwd=tmp_path, env=elsewhere())
+    assert verdict.broken
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"AssertionError: {verdict.reason}"
+    assert "settings = dict(lr=0.05)" in file.read_text()
+
+
+def elsewhere() -> dict[str, str]:
+    """The environment of a process that is to find fallline, and this file's folder by itself."""
+    return {**os.environ, "PYTHONPATH": str(HERE.parents[2] / "src") + os.pathsep + str(HERE.parent)}
+
+
+@pytest.mark.parametrize("loss", Loss)
+def test_a_program_gives_the_loss_as_it_is_asked_to(loss: Loss) -> None:
+    subject = get_subject("lbfgs" if loss is Loss.closure else "koala-v" if loss != "none" else "sgd", {}, loss)
+    for path in ("learns/in-float32", "gradients/never-written"):
+        assert attempt(PROMISES[path], subject).outcome is Outcome.holds
+    assert attempt(PROMISES["run/grad-scaler"], subject).outcome is (
+        Outcome.absent if loss is Loss.closure else Outcome.holds
+    )
+
+
+# -- processes ----------------------------------------------------------------------------------------------------
+
+
+def test_one_of_ours_keeps_its_promises_over_two_processes() -> None:
+    verdicts = check(get_subject("koala-m", {}), GROUPS["processes"])
+    assert [one.outcome for one in verdicts] == [Outcome.holds] * len(verdicts), verdicts
+
+
+def test_a_loss_that_is_not_averaged_is_seen_over_two_processes() -> None:
+    promise = PROMISES["processes/ranks-alike"]
+    (verdict,) = check(get_subject(mutant(FollowsItsOwnLoss), {}), [promise])
+    assert verdict.broken
+    assert verdict.reason == "the two processes have other weights"
+
+
+def test_a_crash_a_hang_and_an_exit_are_failures_of_the_optimizer_alone() -> None:
+    heard: list[Verdict] = []
+    names = ["contract/negative-lr-refused", "state/resumes", "state/deepcopies", "state/keys-are-parameters"]
+    promises = [PROMISES[name] for name in names]
+    excuses = {names[0]: "it says so", names[3]: "not needed"}
+    verdicts = check(get_subject(mutant(Collapses), {}), promises, excuses, timeout=5.0, heard=heard.append)
+    exits, crashes, hangs, holds = verdicts
+    assert (exits.outcome, exits.reason) == (Outcome.excused, "it says so")
+    assert crashes.reason == "its process was ended by SIGSEGV"
+    assert hangs.reason.startswith("it had not ended after")
+    assert [one.outcome for one in verdicts[1:]] == [Outcome.fails, Outcome.fails, Outcome.holds]
+    assert heard == verdicts
+    assert holds.promise == names[3]
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> Any:
+    """The command as it is typed."""
+    return CliRunner().invoke(app, ["check", *words])
+
+
+def test_the_command_prints_what_holds_and_how_what_fails_is_reproduced(tmp_path: Path) -> None:
+    written = tmp_path / "verdicts.json"
+    name = mutant(TakesNegativeRates)
+    done = run(name, "--only", "contract", "--set", "momentum=0.5", "--json", str(written))
+    assert done.exit_code == 1, done.output
+    said = json.loads(written.read_text())["optimizers"][0]
+    outcomes = {one["promise"]: one["outcome"] for one in said["verdicts"]}
+    assert list(outcomes) == [one.path for one in GROUPS["contract"]]
+    assert [path for path, outcome in outcomes.items() if outcome == "fails"] == ["contract/negative-lr-refused"]
+    subject = get_subject(name, {"momentum": 0.5})
+    assert program(PROMISES["contract/negative-lr-refused"], subject) in done.stdout
+    assert "9 promises: 8 kept, 1 broken." in done.stdout
+
+
+def test_what_is_excused_does_not_fail_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(subject: Any, promises: Any, excuses: Any, timeout: float, heard: Any) -> list[Verdict]:
+        heard(excused := Verdict(promises[0].path, Outcome.excused, excuses[promises[0].path]))
+        return [excused]
+
+    monkeypatch.setattr("fallline.bench.check.command.run_check", here)
+    path = "contract/negative-lr-refused"
+    done = run(mutant(TakesNegativeRates), "sgd", "--only", path, "--excuse", f"{path}=it is abs(lr)", "--markdown")
+    assert done.exit_code == 0, done.output
+    table = [
+        "| promise | TakesNegativeRates | torch's SGD |",
+        "| --- | --- | --- |",
+        f"| `{path}` | excused | excused |",
+    ]
+    assert done.stdout.splitlines()[:3] == table
+    assert f"- TakesNegativeRates, `{path}` (excused): it is abs(lr)" in done.stdout
+
+
+def test_the_command_lists_every_promise() -> None:
+    done = run("--list")
+    assert done.exit_code == 0
+    assert re.findall(r"^(\w+/[\w-]+)", done.stdout, re.MULTILINE) == list(PROMISES)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "name an optimizer"),
+        (("koala",), "did you mean"),
+        (("torch.optim:Nothing",), "no class 'Nothing'"),
+        (("nothing_there:Nothing",), "cannot be imported"),
+        (("nothing.py",), "there is no file nothing.py"),
+        (("sgd", "--set", "lr"), "write name=value"),
+        (("sgd", "--set", "rate=1"), "unexpected keyword argument"),
+        (("sgd", "--only", "stat"), "did you mean state"),
+        (("sgd", "--excuse", "state/resumes"), "say why"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(words: tuple[str, ...], told: str) -> None:
+    done = run(*words)
+    assert done.exit_code == 2
+    assert told in " ".join(done.output.replace("│", " ").split())
+
+
+def test_settings_are_python_s_literals_or_text() -> None:
+    asked = ["lr=0.1", "betas=(0.9, 0.99)", "fused=True", "scope=tensor", "r=None", "note=a=b"]
+    wanted = {"lr": 0.1, "betas": (0.9, 0.99), "fused": True, "scope": "tensor", "r": None, "note": "a=b"}
+    assert parse_settings(asked) == wanted
+    assert (
+        get_subject("adamw", {"betas": (0.9, 0.99)})
+        .header("", ())
+        .startswith("import torch\nfrom torch.optim import AdamW as Optimizer\n\nsettings = dict(betas=(0.9, 0.99))\n")
+    )
+
+
+def test_how_a_class_is_told_the_loss_is_seen_from_its_step() -> None:
+    told = {name: get_subject(name, {}).loss for name in ("sgd", "lbfgs", "koala-m", mutant(FollowsItsOwnLoss))}
+    assert list(told.values()) == ["none", "closure", "examples", "argument"]
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+
+
+def between(place: str) -> str:
+    """What stands on the page between two comments."""
+    found = re.search(rf"<!-- {place} -->\n(.*?)\n<!-- end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    return found[1].strip()
+
+
+def test_the_page_explains_every_promise() -> None:
+    assert between("promises") == show.promises_markdown(list(PROMISES.values()))
+
+
+def test_the_table_on_the_page_is_of_every_promise_and_says_what_the_tests_here_find() -> None:
+    head, _, *body = (line.strip("| ").split(" | ") for line in between("results").splitlines() if line[0] == "|")
+    columns = dict(zip(head, zip(*body, strict=True), strict=True))
+    paths = [cell.strip("`") for cell in columns["promise"][:-1]]
+    assert paths == list(PROMISES)
+    names = {"torch's SGD": TORCHS["sgd"], "torch's AdamW": TORCHS["adamw"]}
+    names |= {type(fallline.create_optimizer(one, [torch.ones(2, 2)])).__name__: set() for one in OURS}
+    for name, wanted in names.items():
+        assert {path for path, cell in zip(paths, columns[name], strict=False) if cell == "**✗**"} == wanted, name
+    excused = {path for path, cell in zip(paths, columns["LODO"], strict=False) if cell == "excused"}
+    assert excused == EXCUSED["lodo"]
