@@ -259,6 +259,19 @@ def test_a_sparse_gradient_is_refused_before_anything_moves(name: str) -> None:
     assert_bits(before, everything(model, opt))
 
 
+def test_pieces_of_fsdp_s_first_version_are_refused_where_a_step_couples_tensors(name: str) -> None:
+    """It marks them; that they lie in pieces is nothing that can be seen."""
+    whole, piece = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    piece._fsdp_flattened = True  # type: ignore[attr-defined]
+    opt = make(name, [whole])
+    if name.startswith("cool") and not opt.defaults["skip_nonfinite"]:
+        opt.add_param_group({"params": [piece]})
+        return
+    with pytest.raises(RuntimeError, match="fully_shard"):
+        opt.add_param_group({"params": [piece]})
+    assert len(opt.param_groups) == 1
+
+
 def test_parameters_on_two_devices_are_refused_before_anything_moves(name: str) -> None:
     ps = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, device="meta"))]
     opt = make(name, ps)

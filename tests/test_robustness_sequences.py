@@ -29,7 +29,7 @@ PARTS = 4  # tests that share a method's sequences, for the workers of pytest-xd
 Call = tuple[str, int]
 
 # Sequences of each method; the methods whose step is slow (see benchmarks/README.md) get fewer of the ten thousand.
-SEQUENCES = {"cool": 3200, "koala-v": 3400, "koala-m": 1700, "koala-pp": 1000, "arturo": 300, "lodo": 400}
+SEQUENCES = {"cool": 3400, "koala-v": 3800, "koala-m": 1400, "koala-pp": 800, "arturo": 250, "lodo": 350}
 
 CLASSES: dict[str, type[fallline.Optimizer]] = {
     "cool": fallline.CoolMomentum,

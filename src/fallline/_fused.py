@@ -61,6 +61,8 @@ def _launch(
     for i, t, copy in copies:
         if i in program.stores:
             t.copy_(copy)
+    for i in program.stores:
+        torch.autograd.graph.increment_version(lists[i])  # a graph that saved them must not be differentiated any more
     return sums
 
 

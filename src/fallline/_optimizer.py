@@ -43,7 +43,7 @@ class Optimizer(torch.optim.Optimizer):
     _separable = False  # whether a step on some of the parameters is that part of the step on all
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        if (not self._separable or defaults["skip_nonfinite"]) and being_divided():
+        if self._coupled(defaults) and being_divided():
             raise RuntimeError(
                 f"{type(self).__name__} couples all parameters in a step (as skip_nonfinite does), and "
                 "ZeroRedundancyOptimizer gives each rank some of them: shard the model with FSDP2 "
@@ -148,7 +148,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         self._check({**self.defaults, **param_group})
         super().add_param_group(param_group)
-        if not self._separable and any(getattr(p, "_fsdp_flattened", False) for p in self.param_groups[-1]["params"]):
+        params = self.param_groups[-1]["params"]
+        if self._coupled(self.defaults) and any(getattr(p, "_fsdp_flattened", False) for p in params):
             self.param_groups.pop()
             raise RuntimeError(
                 f"{type(self).__name__} needs sums over whole tensors, and FullyShardedDataParallel does not say which "
@@ -243,6 +244,10 @@ class Optimizer(torch.optim.Optimizer):
     def _share(self, **values: Any) -> None:
         for group in self.param_groups:
             group.update(values)
+
+    def _coupled(self, settings: dict[str, Any]) -> bool:
+        """Whether a step needs all parameters, as decisions on them do."""
+        return bool(not self._separable or settings["skip_nonfinite"])
 
     def _round_anew(self) -> None:
         """The coming step rounds to bfloat16 with other random numbers than the last."""

@@ -273,9 +273,9 @@ class LODO(Optimizer):
         if known is None or any(self.state[net.parameters[0]] is not net.state for nets in known for net in nets):
             known = self._known = [
                 [
-                    KINDS[group["preconditioner"]]([group["params"][i] for i in members.tolist()], self.state[p], group)
+                    KINDS[group["preconditioner"]]([group["params"][i] for i in self._places(p)], self.state[p], group)
                     for p in group["params"]
-                    if (members := self.state.get(p, {}).get("members")) is not None
+                    if "members" in self.state.get(p, {})
                 ]
                 for group in self.param_groups
             ]
@@ -285,9 +285,17 @@ class LODO(Optimizer):
         super()._mend(*args)
         # Whole states of torch.distributed.checkpoint leave out what is empty: members with no state are not new ones.
         for group in self.param_groups:
-            members = [self.state[p]["members"].tolist() for p in group["params"] if "members" in self.state.get(p, {})]
-            for i in itertools.chain(*members):
+            firsts = [p for p in group["params"] if "members" in self.state.get(p, {})]
+            for i in itertools.chain(*map(self._places, firsts)):
                 self.state.setdefault(group["params"][i], {})
+
+    def _places(self, p: Tensor) -> list[int]:
+        """Where the members of the network kept with ``p`` stand in their group; the device is asked only once."""
+        members, known = self.state[p]["members"], self.__dict__.setdefault("_placed", {})
+        if p not in known or known[p][0] is not members:
+            known[p] = members, members.tolist()
+        places: list[int] = known[p][1]
+        return places
 
     def _listed(self, p: Tensor) -> Iterable[str]:
         return ()
@@ -312,8 +320,10 @@ class LODO(Optimizer):
                     "meta_optimizer='sgd' (two thirds less), or preconditioner='diagonal'"
                 )
         super()._allocate(params, group)
+        positions = {p: i for i, p in enumerate(group["params"])}
         for bucket in buckets:
-            self.state[bucket[0]] = kind.allocate(bucket, group, self._draws())
+            state = self.state[bucket[0]] = kind.allocate(bucket, group, self._draws())
+            self.__dict__.setdefault("_placed", {})[bucket[0]] = state["members"], [positions[p] for p in bucket]
         self._known = None
 
     def _draws(self) -> torch.Generator:
