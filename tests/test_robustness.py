@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -27,7 +28,7 @@ from reference import lodo as lodo_reference
 from reference.koala_pp import PlusPlus
 
 SEED = os.environ.get("FALLLINE_SEED")
-configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # it would leave a folder in the tree
+configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # it would leave a folder in the tree
 
 CLASSES: dict[str, type[fallline.Optimizer]] = {
     "cool": fallline.CoolMomentum,
@@ -335,7 +336,7 @@ own_settings = st.lists(
 
 
 @every_class
-@examples(40)
+@examples(30)
 @given(data=st.data(), problem=problems, more=own_settings)
 def test_a_step_on_any_shapes_and_groups_is_the_references(
     name: str, data: st.DataObject, problem: Tensors, more: list[Settings]
@@ -361,7 +362,7 @@ def test_a_step_on_any_shapes_and_groups_is_the_references(
 
 
 @every_class
-@examples(50)
+@examples(30)
 @given(data=st.data(), problem=problems, dtype=st.sampled_from(DTYPES))
 def test_with_any_legal_settings_a_step_is_finite_or_the_reference_is_not(
     name: str, data: st.DataObject, problem: Tensors, dtype: torch.dtype
@@ -566,7 +567,7 @@ def test_of_arturos_noises_only_the_ratios_matter(data: st.DataObject, problem: 
     assert_bits(one, two)
 
 
-@examples(40)
+@examples(30)
 @given(data=st.data(), problem=problems, dtype=st.sampled_from(DTYPES))
 def test_arturo_keeps_to_its_bound_whatever_it_is_given(
     data: st.DataObject, problem: Tensors, dtype: torch.dtype

@@ -23,13 +23,13 @@ import fallline
 from bits import assert_bits
 
 SEED = os.environ.get("FALLLINE_SEED", "0")
-LENGTH = (4, 10)  # calls of a sequence
+LENGTH = (4, 8)  # calls of a sequence
 PARTS = 4  # tests that share a method's sequences, for the workers of pytest-xdist
 
 Call = tuple[str, int]
 
 # Sequences of each method; the methods whose step is slow (see benchmarks/README.md) get fewer of the ten thousand.
-SEQUENCES = {"cool": 3400, "koala-v": 3800, "koala-m": 1400, "koala-pp": 800, "arturo": 250, "lodo": 350}
+SEQUENCES = {"cool": 3600, "koala-v": 4000, "koala-m": 1200, "koala-pp": 700, "arturo": 200, "lodo": 300}
 
 CLASSES: dict[str, type[fallline.Optimizer]] = {
     "cool": fallline.CoolMomentum,

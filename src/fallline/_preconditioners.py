@@ -91,7 +91,7 @@ class Preconditioner:
             tensors["first_moment"] = (shape, dtype)
             tensors["second_moment"] = ((layers, 1, 1, blocks) if group["second_moment"] == "block" else shape, dtype)
         tensors |= {"momentum": ((n,), dtype), "moved": ((len(parameters),), dtype)}
-        return tensors | {"step_size": ((), dtype), "updates": ((), dtype)}
+        return tensors | {"step_size": ((), dtype), "updates": ((), torch.int64)}
 
     @classmethod
     def bytes(cls, parameters: Sequence[Tensor], group: dict[str, Any]) -> int:

@@ -196,6 +196,7 @@ class MomentumKOALA(KOALA):
         new_qx = qx
         if one["q_rule"] != "fixed":
             n = sum(size(p) for group in self.param_groups for p in group["params"] if p.requires_grad)
+            n = max(n, 1)  # all may be frozen as yet
             averaged = qx.lerp(shared.spread.sqrt() / n, AVERAGING)
             new_qx = averaged if one["q_rule"] == "reference" else shared.spread / n
         new = (p11 + 2 * p12 + p22 + new_qx, a * (p12 + p22), a * a * p22 + one["qv"], new_qx)
