@@ -916,3 +916,41 @@ def test_resuming_a_followed_model_needs_no_order(first: str) -> None:
         load()
     follow_steps(twin, resumed, range(3, 6))
     assert_bits([*net.blocks], [*twin.blocks])
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_a_parameter_may_thaw_while_the_others_are_at_the_filtered_point(follows: bool) -> None:
+    net = Net()
+    net.blocks[0].requires_grad_(False)
+    optimizer = MomentumKOALA(net.parameters())
+    if follows:
+        optimizer.follow(net)
+    follow_steps(net, optimizer, range(3))
+    before = [p.detach().clone() for p in net.blocks]
+    with torch.no_grad():
+        net.eval()(100)
+    if not follows:
+        optimizer.eval()
+    net.blocks[0].requires_grad_()
+    net.blocks[0].grad = torch.ones_like(net.blocks[0])
+    if follows:
+        optimizer.step(loss=1.0)
+        assert not torch.equal(before[0], net.blocks[0])
+    else:
+        with pytest.raises(RuntimeError, match=r"call train\(\) first"):
+            optimizer.step(loss=1.0)
+        optimizer.train()
+        assert_bits([p.detach() for p in net.blocks], before)
+
+
+def test_training_may_begin_with_everything_frozen() -> None:
+    """As one unfreezes layer by layer: the process noise of no weights is no NaN."""
+    p = torch.ones(2, dtype=torch.float64)
+    optimizer = MomentumKOALA([p])
+    p.requires_grad_()
+    for _ in range(3):
+        p.grad = p.detach().clone()
+        optimizer.step(loss=0.5)
+    assert p.isfinite().all()
+    assert optimizer.covariance.isfinite().all()
+    assert optimizer.skipped == 0

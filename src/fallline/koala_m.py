@@ -1,6 +1,6 @@
 """KOALA-M: weights and velocities, with a 2x2 covariance (Davtyan et al., 2022)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,6 +171,9 @@ class MomentumKOALA(KOALA):
             if self.defaults["average_init"] == "params":
                 state["average"].copy_(p.detach())
         return state
+
+    def _listed(self, p: Tensor) -> Iterable[str]:
+        return [name for name in self.state[p] if name != "predicted"]  # a parameter that thaws meanwhile has none
 
     def _init_shared(self) -> dict[str, Any]:
         d = self.defaults

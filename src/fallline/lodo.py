@@ -246,7 +246,7 @@ class LODO(Optimizer):
                 "w1": now * (1 - beta1),
                 "w2": now * (1 - beta2),
                 "lr": now * t.meta_lr * correction2.sqrt() / correction1,
-                "eps": torch.ones_like(now) * eps,
+                "eps": (torch.ones_like(now) * eps).clamp_min(torch.finfo(theta.dtype).tiny),
             }
             moments = [state["first_moment"], state["second_moment"]]
         scalars = {name: value.to(theta.dtype) for name, value in scalars.items()}
