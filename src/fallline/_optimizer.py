@@ -37,9 +37,8 @@ class Optimizer(torch.optim.Optimizer):
 
     _ranges: ClassVar[dict[str, str]] = {"lr": "[0, inf)"}  # and None where the constructor has it as its default
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # `callable` among them admits any
-    _whole: ClassVar[frozenset[str]] = frozenset(
-        {"skip_nonfinite", "stochastic_rounding", "fused"}
-    )  # one for all groups
+    # Settings with one value for all groups.
+    _whole: ClassVar[frozenset[str]] = frozenset({"skip_nonfinite", "stochastic_rounding", "fused"})
     _separable = False  # whether a step on some of the parameters is that part of the step on all
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
@@ -201,9 +200,8 @@ class Optimizer(torch.optim.Optimizer):
         for group, old in zip(self.param_groups, before, strict=True):
             for name, value in old.items():
                 group.setdefault(name, value)
-            group.update(
-                {name: old[name] for name in ("stochastic_rounding", "fused")}
-            )  # how to run: the constructor's
+            for name in ("stochastic_rounding", "fused"):  # how to run, not what to compute: the constructor's
+                group[name] = old[name]
         if params:
             self._move(params[0].device)
 
