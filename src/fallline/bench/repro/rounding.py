@@ -121,8 +121,8 @@ class Rounding(Experiment):
 
         lead = (
             "A bfloat16 weight has eight bits: a step below a 512th of it is lost when it is rounded to nearest. With "
-            "stochastic_rounding=True it is rounded up or down, as often as it is near to either, and lost on average "
-            f"to nothing. Digits, {results['steps']} steps, {seeds} seed{'s' if seeds != 1 else ''}; weights, "
+            "stochastic_rounding=True it is rounded up or down, the nearer the likelier, and so right on average. "
+            f"Digits, {results['steps']} steps, {seeds} seed{'s' if seeds != 1 else ''}; weights, "
             "activations and gradients in the precision that is named, the optimizer’s state in float32."
         )
         note = "Mean cross-entropy in nats with 95 % bootstrap intervals over seeds, at the end."
