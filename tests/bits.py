@@ -1,5 +1,7 @@
-"""Equality to the bit, of anything that holds tensors."""
+"""Equality to the bit, of anything that holds tensors; and what of an optimizer is compared so."""
 
+import copy
+import io
 from typing import Any
 
 import torch
@@ -22,3 +24,17 @@ def assert_bits(a: Any, b: Any) -> None:
             assert_bits(x, y)
     else:
         assert a == b
+
+
+def everything(opt: torch.optim.Optimizer) -> Any:
+    """Parameters, state and settings, copied."""
+    params = [p.detach().clone() for group in opt.param_groups for p in group["params"]]
+    return [params, copy.deepcopy(opt.state_dict())]
+
+
+def reloaded(state_dict: dict[str, Any]) -> Any:
+    """Saved by torch.save, and read as torch.load reads what it need not trust."""
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)

@@ -1,7 +1,6 @@
 """The promises that every optimizer keeps: one table of optimizers times one test a promise."""
 
 import copy
-import io
 import pickle
 import warnings
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fallline
-from bits import assert_bits
+from bits import assert_bits, reloaded
 
 Make = Callable[..., fallline.Optimizer]
 
@@ -366,14 +365,6 @@ def assert_shared(opt: fallline.Optimizer) -> None:
 
 
 # -- saving, loading, copying -----------------------------------------------------------------------------------
-
-
-def reloaded(state_dict: dict[str, Any]) -> Any:
-    """Saved by torch.save, and read as torch.load reads what it need not trust."""
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def through_torch_save(opt: fallline.Optimizer, fresh: fallline.Optimizer) -> fallline.Optimizer:

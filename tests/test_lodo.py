@@ -1,7 +1,6 @@
 """LODO: the path of its reference, the properties of its operator, the bowl, and what a network's state promises."""
 
 import copy
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bits import assert_bits
+from bits import assert_bits, reloaded
 from fallline import LODO
 from reference import lodo as reference
 
@@ -894,13 +893,6 @@ def test_blocks_in_full_precision_beside_half_parameters() -> None:
 
 
 # -- state and checkpoints -----------------------------------------------------------------------------------------
-
-
-def reloaded(state_dict: dict[str, Any]) -> Any:
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("kind", LEARNED)

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import io
 import pickle
 import warnings
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from torch.testing._internal.common_optimizers import (
 from torch.testing._internal.common_utils import TestCase
 
 import fallline
-from bits import assert_bits
+from bits import assert_bits, everything, reloaded
 from optimizer_infos import optim_db
 
 every_info = optims(optim_db)
@@ -67,19 +66,6 @@ class Problem:
 
     def values(self) -> list[Tensor]:
         return [p.detach().clone() for p in self.params()]
-
-
-def everything(opt: torch.optim.Optimizer) -> Any:
-    params = [p.detach().clone() for group in opt.param_groups for p in group["params"]]
-    return [params, copy.deepcopy(opt.state_dict())]
-
-
-def reloaded(state_dict: dict[str, Any]) -> Any:
-    """Through a file, read as torch reads what it need not trust."""
-    file = io.BytesIO()
-    torch.save(state_dict, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def made(info: OptimizerInfo, device: Any, dtype: torch.dtype, fused: bool = False, **layout: Any) -> Any:

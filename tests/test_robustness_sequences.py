@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import fallline
 from bits import assert_bits
+from test_robustness import CLASSES
 
 SEED = os.environ.get("FALLLINE_SEED", "0")
 LENGTH = (4, 8)  # calls of a sequence
@@ -30,15 +31,6 @@ Call = tuple[str, int]
 
 # Sequences of each method; the methods whose step is slow (see benchmarks/README.md) get fewer of the ten thousand.
 SEQUENCES = {"cool": 3600, "koala-v": 4000, "koala-m": 1200, "koala-pp": 700, "arturo": 200, "lodo": 300}
-
-CLASSES: dict[str, type[fallline.Optimizer]] = {
-    "cool": fallline.CoolMomentum,
-    "koala-v": fallline.VanillaKOALA,
-    "koala-m": fallline.MomentumKOALA,
-    "koala-pp": fallline.KOALAPlusPlus,
-    "arturo": fallline.ArTuRO,
-    "lodo": fallline.LODO,
-}
 
 # What the constructor is given: one of each.
 MEASURED: dict[str, tuple[Any, ...]] = {"lr": (1.0, 0.3), "r": (None, 1.0), "alpha_r": (0.9, 0.0), "target": (0.0, 0.1)}

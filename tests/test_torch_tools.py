@@ -17,7 +17,7 @@ from torch.optim import lr_scheduler, swa_utils
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import fallline
-from bits import assert_bits
+from bits import assert_bits, everything
 
 LR = 0.1
 METHODS: dict[str, tuple[type[fallline.Optimizer], dict[str, Any]]] = {
@@ -77,12 +77,6 @@ class Lossy(nn.Module):
 
 def tensors(model: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in model.parameters()]
-
-
-def everything(opt: torch.optim.Optimizer) -> Any:
-    """Parameters, state and settings, copied; to compare with :func:`assert_bits`."""
-    params = [p.detach().clone() for group in opt.param_groups for p in group["params"]]
-    return [params, copy.deepcopy(opt.state_dict())]
 
 
 def close(a: list[Tensor], b: list[Tensor], rtol: float = 1e-10) -> None:

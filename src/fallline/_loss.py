@@ -5,7 +5,6 @@ The tap is a hook on the loss tensor. Backward calls it with the gradient g that
 objective whose gradient lies in ``p.grad``: under accumulation, loss / k, or partial losses alike.
 """
 
-import sys
 import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from torch._compile import _disable_dynamo
 from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 
-from ._optimizer import Optimizer, _precision
+from ._optimizer import Optimizer, _precision, within
 from ._shards import mean_over_ranks
 
 FOUR_WAYS = (
@@ -103,7 +102,7 @@ class LossAware(Optimizer):
         """Mean of the loss and of its square over the batch, and over the ranks: 0-D tensors like ``like``, or None."""
         tapped, self._tapped = self._tapped, None
         if tapped is not None:
-            scaler = self._scaler or _stepping_scaler()
+            scaler = self._scaler or within(torch.amp.GradScaler, "_maybe_opt_step")
             if scaler is not None and scaler.is_enabled():
                 tapped = tapped / scaler.scale(torch.ones_like(tapped))
             weight, mean, square = tapped.to(like).unbind()
@@ -136,15 +135,6 @@ def _like(value: Any, like: Tensor) -> Tensor:
 def all_zero(groups: list[SimpleNamespace]) -> bool:
     """Whether every gradient is zero. Reads the device: only where an error would follow."""
     return not any(bool(g.any()) for t in groups for g in t.grads)
-
-
-def _stepping_scaler() -> "torch.amp.GradScaler | None":
-    """The scaler in whose ``step`` this is: it has multiplied the loss, and says so nowhere."""
-    code = getattr(getattr(torch.amp.GradScaler, "_maybe_opt_step", None), "__code__", None)
-    frame: Any = sys._getframe()
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]
 
 
 class Attachment:

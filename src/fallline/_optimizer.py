@@ -1,6 +1,7 @@
 """The base class: parameter groups, their state and the shared scalars in; lists of tensors for kernels out."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from torch._compile import _disable_dynamo  # as torch.optim does: the public on
 
 from ._foreach import run, squared_norm
 from ._fused import Kernel
-from ._shards import being_divided, local, over_shards
+from ._shards import local, over_shards
 from ._tape import HALF
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -42,7 +43,12 @@ class Optimizer(torch.optim.Optimizer):
     _separable = False  # whether a step on some of the parameters is that part of the step on all
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        if self._coupled(defaults) and being_divided():
+        zero: Any = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+        if (
+            zero is not None
+            and self._coupled(defaults)
+            and within(zero.ZeroRedundancyOptimizer, "_init_local_optimizer")
+        ):
             raise RuntimeError(
                 f"{type(self).__name__} couples all parameters in a step (as skip_nonfinite does), and "
                 "ZeroRedundancyOptimizer gives each rank some of them: shard the model with FSDP2 "
@@ -295,6 +301,15 @@ def zeros_like(p: Tensor) -> Tensor:
 def scalar_like(p: Tensor) -> Tensor:
     """A zero of a tensor's own, in the precision of its state: 0-D and real."""
     return torch.zeros((), dtype=torch.float32 if p.dtype in HALF else p.real.dtype, device=p.device)
+
+
+def within(cls: type, method: str) -> Any:
+    """The object of ``cls`` in whose ``method`` this is, or None: for callers that do not say what they are about."""
+    code = getattr(getattr(cls, method, None), "__code__", None)
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals["self"]
 
 
 def _salt(t: SimpleNamespace) -> Tensor | None:

@@ -116,8 +116,7 @@ class Preconditioner:
         drawn = cls.draw(sum(map(size, parameters)), group, generator)
         for layer, value in zip(state["theta"], drawn, strict=True):
             layer.copy_(value)
-        positions = {p: i for i, p in enumerate(group["params"])}
-        return state | {"members": torch.tensor([positions[p] for p in parameters], device=device)}
+        return state
 
     # -- for study --------------------------------------------------------------------------------------------
 

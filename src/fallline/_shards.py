@@ -94,17 +94,6 @@ def gather_anew(model: torch.nn.Module) -> None:
                 part.reshard()
 
 
-def being_divided() -> bool:
-    """Whether ZeroRedundancyOptimizer, which tells nobody, makes an optimizer of this rank's share of parameters."""
-    module: Any = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
-    frame = sys._getframe() if module is not None else None
-    while frame is not None:
-        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):
-            return True
-        frame = frame.f_back
-    return False
-
-
 def _laid_out(t: "DTensor", p: Tensor) -> "DTensor":
     shard = _sharded(p)
     if shard is None or shard.placements == t.placements:

@@ -291,11 +291,16 @@ class LODO(Optimizer):
 
     def _places(self, p: Tensor) -> list[int]:
         """Where the members of the network kept with ``p`` stand in their group; the device is asked only once."""
-        members, known = self.state[p]["members"], self.__dict__.setdefault("_placed", {})
-        if p not in known or known[p][0] is not members:
-            known[p] = members, members.tolist()
-        places: list[int] = known[p][1]
-        return places
+        members = self.state[p]["members"]
+        if self._placed.get(p, (None,))[0] is not members:
+            self._placed[p] = members, members.tolist()
+        return self._placed[p][1]
+
+    @property
+    def _placed(self) -> dict[Tensor, tuple[Tensor, list[int]]]:
+        """By first parameter, ``members`` as the device has them and as a list; a copy begins anew."""
+        placed: dict[Tensor, tuple[Tensor, list[int]]] = self.__dict__.setdefault("_lists", {})
+        return placed
 
     def _listed(self, p: Tensor) -> Iterable[str]:
         return ()
@@ -322,8 +327,10 @@ class LODO(Optimizer):
         super()._allocate(params, group)
         positions = {p: i for i, p in enumerate(group["params"])}
         for bucket in buckets:
-            state = self.state[bucket[0]] = kind.allocate(bucket, group, self._draws())
-            self.__dict__.setdefault("_placed", {})[bucket[0]] = state["members"], [positions[p] for p in bucket]
+            places = [positions[p] for p in bucket]
+            members = torch.tensor(places, device=bucket[0].device)
+            self.state[bucket[0]] = kind.allocate(bucket, group, self._draws()) | {"members": members}
+            self._placed[bucket[0]] = members, places
         self._known = None
 
     def _draws(self) -> torch.Generator:

@@ -26,8 +26,7 @@ RUNS_CODE = {
 READS_OBJECTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}
 
 
-def calls(path: Path) -> list[tuple[str, ast.Call]]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+def calls(tree: ast.AST) -> list[tuple[str, ast.Call]]:
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return [(getattr(node.func, "attr", getattr(node.func, "id", "")), node) for node in found]
 
@@ -46,7 +45,7 @@ def test_no_file_of_the_package_reads_code_from_data(path: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             assert not READS_OBJECTS & {module.split(".")[0] for module in modules}, ast.unparse(node)
-    for called, node in calls(path):
+    for called, node in calls(tree):
         if called in ("eval", "exec") and isinstance(node.func, ast.Attribute):
             continue  # model.eval()
         if called in ("eval", "exec", "exec_module"):

@@ -44,14 +44,15 @@ def check(
         A verdict on each promise, in the order of `promises`.
     """
     verdicts: dict[str, Verdict] = {}
+    excuses = excuses or {}
     for ranks in sorted({one.ranks for one in promises}):
         todo = [one.path for one in promises if one.ranks == ranks]
         while todo:
             with Children(subject, todo, ranks) as children:
                 for path in list(todo):
                     verdict = children.verdict(path, timeout)
-                    if verdict.broken and path in (excuses or {}):
-                        verdict = replace(verdict, outcome=Outcome.excused, reason=(excuses or {})[path])
+                    if verdict.broken and path in excuses:
+                        verdict = replace(verdict, outcome=Outcome.excused, reason=excuses[path])
                     verdicts[path] = verdict
                     heard(verdict)
                     if children.spoilt:
@@ -95,7 +96,7 @@ class Children:
         """What the processes say of a promise together: the first that says it is broken, else the first of all."""
         found = [Verdict(path, Outcome.holds) for _ in self.told]
         waiting = set(range(len(self.told)))
-        end = time.monotonic() + (timeout if self.ready == len(self.told) else START)
+        end = self.deadline(timeout)
         while waiting:
             for rank in sorted(waiting):
                 try:
@@ -110,7 +111,7 @@ class Children:
                     return Verdict(path, Outcome.fails, self.last_words(rank))
                 if line.strip() == READY:
                     self.ready += 1
-                    end = time.monotonic() + (timeout if self.ready == len(self.told) else START)
+                    end = self.deadline(timeout)
                     continue
                 said = json.loads(line)
                 found[rank] = Verdict(**{**said, "outcome": Outcome(said["outcome"])})
@@ -119,6 +120,10 @@ class Children:
                     self.spoilt = True  # the others may wait for it in vain
                     return found[rank]
         return found[0]
+
+    def deadline(self, timeout: float) -> float:
+        """Until when to wait: a promise's own time does not run while torch is imported."""
+        return time.monotonic() + (timeout if self.ready == len(self.told) else START)
 
     def last_words(self, rank: int) -> str:
         """Why a process has ended."""

@@ -103,7 +103,8 @@ def reset() -> None:
 def told(error: BaseException, name: str) -> str:
     """An error in one line: an assertion's words, or kind, words and the line of the program that it came from."""
     said = " ".join(str(error).split())
-    if isinstance(error, AssertionError) and raised_in(error.__traceback__) == name:
+    trace = innermost(error)
+    if isinstance(error, AssertionError) and trace is not None and trace.tb_frame.f_code.co_filename == name:
         return said
     kind = type(error).__name__
     if difference := re.search(r"Greatest absolute difference: (\S+)", said):
@@ -115,11 +116,12 @@ def told(error: BaseException, name: str) -> str:
     return ": ".join(part for part in (kind, said) if part) + where
 
 
-def raised_in(trace: TracebackType | None) -> str | None:
-    """The file of the innermost frame of a traceback."""
+def innermost(error: BaseException) -> TracebackType | None:
+    """Where an error was raised."""
+    trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace.tb_frame.f_code.co_filename if trace is not None else None
+    return trace
 
 
 def in_words(error: BaseException, refusal: str | None) -> bool:
@@ -129,9 +131,7 @@ def in_words(error: BaseException, refusal: str | None) -> bool:
     """
     if refusal is None or isinstance(error, AssertionError) or not isinstance(error, Exception):
         return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
+    trace = innermost(error)
     if trace is None:
         return False
     home = trace.tb_frame.f_globals.get("__name__", "")

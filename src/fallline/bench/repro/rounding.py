@@ -18,7 +18,7 @@ from fallline.bench.tasks.digits import EPOCHS, Digits
 from fallline.bench.train import Outcome, Run, state_bytes
 
 SETTINGS: Mapping[str, Mapping[str, Setting]] = {
-    "CoolMomentum": {"lr": 0.02, "rho_0": 0.9, "cool_steps": 480},
+    "CoolMomentum": {"lr": 0.02, "rho_0": 0.9, "cool_steps": Digits.steps},
     "VanillaKOALA": {},
     "MomentumKOALA": {},
     "KOALAPlusPlus": {},
