@@ -14,7 +14,7 @@ ifneq ($(shell cat $(ENV) 2>/dev/null),$(OWNER))
 .PHONY: $(ENV)
 endif
 
-.PHONY: help race test check picture bench gpu figures clean
+.PHONY: help race test check picture bench records gpu figures clean
 .DEFAULT_GOAL := help
 
 help: ## list these words
@@ -41,6 +41,10 @@ bench: $(ENV) ## measure a step of each optimizer; then its chart and tables (ne
 	@$(STEP) --set many --only fused --out $(RECORDS)/cpu-many.json
 	@$(STEP) --set gpt2 --set one --dtype float32 --dtype bfloat16 --only fused --out $(RECORDS)/cpu-large.json
 	@$(BIN)/python benchmarks/chart.py
+
+records: $(ENV) ## run the papers' experiments small, on the real data, and write their results (an hour and a half; goes on)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/records.py
+	@$(BIN)/python docs/results.py
 
 gpu: ## check and measure on a GPU, with what PYTHON has there: torch, numpy, scipy, rich, typer
 	@PYTHONPATH=src "$(PYTHON)" benchmarks/gpu.py

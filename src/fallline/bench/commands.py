@@ -20,11 +20,12 @@ from rich.text import Text
 
 import fallline
 from fallline.bench import display
-from fallline.bench import repro as experiments
 from fallline.bench.aa import aa_line, aa_results, aa_table, aa_words, write_aa
 from fallline.bench.check.command import check as check_optimizers
 from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, under_schedules
 from fallline.bench.costs import busy, measure_all
+from fallline.bench.data import DATASETS, find, folders, locate
+from fallline.bench.data.command import app as data_app
 from fallline.bench.design import TRACKS, Design
 from fallline.bench.environment import environment
 from fallline.bench.loggers import Logging, open_loggers
@@ -36,15 +37,14 @@ from fallline.bench.pool import available_cores, local_pool
 from fallline.bench.race import RaceError
 from fallline.bench.race import race as run_race
 from fallline.bench.record import Race, Store
-from fallline.bench.repro.reproduce import reproduce, write
-from fallline.bench.repro.watch import Watcher, results_table
+from fallline.bench.repro.command import repro
 from fallline.bench.results import Results, results
 from fallline.bench.spaces import as_plain, read_spaces
 from fallline.bench.speed.command import step
 from fallline.bench.studies import studies as over_studies
 from fallline.bench.studies import studies_table, studies_words
 from fallline.bench.summary import summary
-from fallline.bench.tasks import TASKS, check, get_task
+from fallline.bench.tasks import REAL, TASKS, check, get_task
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,6 +59,8 @@ app.add_typer(
 )
 bench.command("step")(step)
 app.command("check")(check_optimizers)
+app.command("repro")(repro)
+app.add_typer(data_app, name="data")
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
@@ -441,8 +443,11 @@ def new(
 def list_() -> None:
     """List the tasks, and the optimizers with their search spaces."""
     tasks = Table(title="Tasks", title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=False)
-    for name in TASKS:
-        tasks.add_row(Text(name, style="bold"), get_task(name).summary)
+    for name in (*TASKS, *REAL):
+        task = get_task(name)
+        absent = [data for data in task.needs if not locate(DATASETS[data], folders())]
+        lacks = f" (fallline data get {' '.join(absent)})" if absent else ""
+        tasks.add_row(Text(name, style="bold"), Text.assemble(task.summary, (lacks, "yellow")))
     racers = Table(
         title="Optimizers (* races unless others are named)",
         title_justify="left",
@@ -461,68 +466,16 @@ def list_() -> None:
     console.print(f"\nAnd, tuning lr alone: {', '.join(others)}, or package.module:Class.")
 
 
-@app.command()
-def repro(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="[NAME]", help="Which experiment; without a name they are listed.", show_default=False),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer steps, trials and contenders: about a minute.")] = False,
-    optimizers: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,C", help="Only these of its contenders.", show_default="all; fewer with --quick"),
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds.", show_default="8; fewer with --quick")] = None,
-    jobs: JobsOption = None,
-    out: OutOption = Path("runs"),
-) -> None:
-    """Run a paper's own experiment again: raw numbers as JSON, and a page that shows them.
-
-    What has run once is never run again: interrupted with Ctrl-C, the same command goes on.
-
-    [b]Examples[/b]
-
-    fallline repro
-
-    fallline repro lodo-bowl --quick
-
-    fallline repro lodo-bowl --optimizers lodo,adam,newton --seeds 2
-    """
-    if name is None:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for known in experiments.EXPERIMENTS:
-            table.add_row(Text(known, style="bold"), experiments.get_experiment(known).summary)
-        console.print(table)
-        return
-    try:
-        experiment = experiments.get_experiment(name)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="NAME") from error
-    chosen = tuple(dict.fromkeys(one.strip() for one in (optimizers or "").split(",") if one.strip()))
-    for one in chosen:
-        if one not in experiment.contenders:
-            mistake = unknown("contender", one, experiment.contenders)
-            raise typer.BadParameter(str(mistake), param_hint="--optimizers")
-    seeds = seeds or (experiment.quick_seeds if quick else experiment.seeds)
-    design = experiments.Design(name, quick, seeds, chosen)
-    workers = jobs or available_cores()
-    with readable_errors(), Store(out / DATABASE) as store:
-        console.print(Text(f"{experiment.summary[0].upper()}{experiment.summary[1:]}.", style="dim"))
-        with Watcher(console) as watch, local_pool(workers) as pool:
-            record = reproduce(experiment, design, store, pool, ahead=2 * workers, watch=watch)
-        record["environment"] = environment(workers)
-        raw, page = write(experiment, record, out)
-        console.print(results_table(experiment.page(record)))
-        console.print(f"Raw numbers: {raw}", soft_wrap=True)
-        console.print(f"Report: {page}", soft_wrap=True)
-
-
 def checked_tasks(names: Sequence[str]) -> tuple[str, ...]:
     """The tasks' names, once each, every one known to be a task."""
     plain = [Path(name).as_posix() if ".py" in name else name for name in names]  # ./my_task.py is my_task.py
     try:
         for name in plain:
-            check(get_task(name))
+            task = get_task(name)
+            for data in task.needs:
+                find(data)
+            if not type(task).__module__.startswith("fallline."):  # ours are checked by tests, and some are large
+                check(task)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="TASK") from error
     return tuple(dict.fromkeys(plain))

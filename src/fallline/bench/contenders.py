@@ -311,8 +311,9 @@ ANY_LR = Range(1e-4, 1.0)
 """The space of an optimizer without an entry: its learning rate alone."""
 
 
-VARIANT = re.compile(r"(?P<entry>.*?)(@(?P<schedule>[a-z]+))?(#(?P<copy>\d+))?")
-"""`sgd@linear`: under another schedule; `sgd#2`: the same once more under a name of its own."""
+VARIANT = re.compile(r"(?P<entry>.*?)(@(?P<schedule>[a-z]+)(?P<drops>(-[0-9.]+)+)?)?(#(?P<copy>\d+))?")
+"""`sgd@linear`: under another schedule; `sgd@step-0.1-0.5`: with drops of its own, a factor and shares of the horizon;
+`sgd#2`: the same once more under a name of its own."""
 
 
 @cache
@@ -320,7 +321,8 @@ def get_contender(name: str) -> Contender:
     """The entry of that name, or one made for any that `fallline.create_optimizer` takes; else `ValueError`.
 
     `NAME@SCHEDULE` races it under another schedule than its entry's (`native` for its paper's), and `NAME#2` is a twin:
-    the same method under another name, with a search of its own.
+    the same method under another name, with a search of its own. `NAME@step-0.1-0.5-0.75` says when the schedule
+    `step` drops the rates: to a tenth of what they were, after 50 % and after 75 % of the horizon.
     """
     variant = VARIANT.fullmatch(name)
     assert variant is not None  # the expression takes any text
@@ -332,9 +334,22 @@ def get_contender(name: str) -> Contender:
             raise unknown("schedule", schedule, schedules)
         label = f"{found.label}, {schedule}"
         found = replace(found, name=name, label=label, schedule=schedules[schedule], schedule_note="")
+        if drops := variant["drops"]:
+            found = replace(found, drops=parse_drops(name, found.schedule, drops))
     if copy := variant["copy"]:
         found = replace(found, name=name, label=f"{found.label} no. {copy}")
     return found
+
+
+def parse_drops(name: str, schedule: Schedule, text: str) -> Drops:
+    """`-0.1-0.5-0.75` as drops; `ValueError` for another schedule than `step`, and for what is no share."""
+    try:
+        factor, *shares = map(float, text[1:].split("-"))
+    except ValueError:
+        shares = []
+    if schedule != "step" or not shares or not factor > 0 or not all(0 < share < 1 for share in shares):
+        raise ValueError(f"{name!r}: drops are written as in sgd@step-0.1-0.5-0.75, a factor and shares of the run")
+    return factor, tuple(shares)
 
 
 def _get_entry(name: str) -> Contender:

@@ -91,6 +91,7 @@ def sources(kind: type) -> list[str]:
     home = file.parent
     if "." in kind.__module__ and _package(kind) != "fallline":  # whose tasks do not depend on all of it
         home = (home, *home.parents)[kind.__module__.count(".") - (file.name != "__init__.py")]
+    homes = (home, Path(__file__).parent / "models")
     found: dict[str, str] = {}
     queue = [(kind.__module__, file)]
     while queue:
@@ -106,7 +107,7 @@ def sources(kind: type) -> list[str]:
             there = _file(other)
             if there is None or package in sys.stdlib_module_names:
                 continue
-            if package == "fallline" and (there.name == "__init__.py" or not there.is_relative_to(home)):
+            if package == "fallline" and (there.name == "__init__.py" or not any(map(there.is_relative_to, homes))):
                 continue
             if package != "fallline" and {"site-packages", "dist-packages"} & set(there.parts):
                 found[package] = _version(package)

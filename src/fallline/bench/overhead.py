@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -135,7 +134,7 @@ class Stopwatch:
 class Watched(Digits):
     """Digits as they are, but that before every step it is the other loop's turn."""
 
-    name: ClassVar[str] = "watched digits"
+    name = "watched digits"
 
     def __init__(self) -> None:
         self.mine = threading.local()

@@ -1,9 +1,10 @@
 """What a task is: a model, batches, a loss, a horizon and, where there is held-out data, how to measure on it."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,33 +23,42 @@ Split = Literal["validation", "test"]
 class Task(ABC):
     """One problem to race on. A subclass is a task: the loop, the search and the report ask for no more than this."""
 
-    name: ClassVar[str]
-    summary: ClassVar[str]
+    name: str
+    summary: str
     """One sentence: data, model, batch, horizon."""
 
-    steps: ClassVar[int]
+    steps: int
     """The horizon: gradient evaluations of every run, which for most optimizers are its steps."""
 
-    evaluations: ClassVar[int] = 20
+    batch_size: int | None = None
+    """Examples in a batch, where `batches` goes by it: then it may be changed."""
+
+    examples: int | None = None
+    """Examples to train on, on a task with epochs; one has `examples // batch_size` batches."""
+
+    needs: tuple[str, ...] = ()
+    """The sets of `fallline.bench.data` that it reads."""
+
+    evaluations: int = 20
     """How often, evenly over the horizon, a run is measured."""
 
-    schedule: ClassVar[Schedule] = "cosine"
+    schedule: Schedule = "cosine"
     """`cosine`: a short warm-up and a cosine to zero, but for methods that bring their own. `constant`: nothing is run
     down, neither learning rates nor what a method cools by itself."""
 
-    held_out: ClassVar[bool] = True
+    held_out: bool = True
     """With held-out data the score is the last validation loss, and the result the test loss. Without, both are the
     mean training loss over the last tenth of the run; the search and the result differ by their seeds."""
 
-    floor: ClassVar[float | None] = None
+    floor: float | None = None
     """The lowest loss in reach, where it is known."""
 
-    floor_name: ClassVar[str] = ""
+    floor_name: str = ""
 
-    reference: ClassVar[tuple[float, str] | None] = None
+    reference: tuple[float, str] | None = None
     """A loss that a tuned baseline is known to reach, and the source: a worse baseline raises an alarm."""
 
-    equivalence: ClassVar[float | None] = None
+    equivalence: float | None = None
     """The band of practical equivalence, in units of the loss: differences within are of no consequence. None: 1 % of
     the way from the initial loss to the best."""
 
@@ -56,6 +66,68 @@ class Task(ABC):
     def horizon(self) -> int | None:
         """The steps over which to run down what is run down; None for nothing."""
         return self.steps if self.schedule == "cosine" else None
+
+    @property
+    def epoch(self) -> int | None:
+        """Batches in an epoch, the last, incomplete one dropped; None on a task without epochs."""
+        if self.examples is None or self.batch_size is None:
+            return None
+        return self.examples // self.batch_size
+
+    def resized(
+        self,
+        *,
+        epochs: float | None = None,
+        batch_size: int | None = None,
+        steps: int | None = None,
+        evaluations: int | None = None,
+    ) -> Self:
+        """The same task with another batch or horizon. A new batch alone leaves the number of epochs.
+
+        Args:
+            epochs: the horizon in epochs; a fraction is allowed.
+            batch_size: examples in a batch.
+            steps: the horizon in steps, instead of epochs.
+            evaluations: how often a run is measured.
+
+        Raises:
+            ValueError: on a task without epochs, or whose batch is fixed, and for what is not positive.
+        """
+        if epochs is not None and steps is not None:
+            raise ValueError("the horizon is given in epochs or in steps, not in both")
+        asked = {"epochs": epochs, "batch": batch_size, "steps": steps, "evaluations": evaluations}
+        for name, value in asked.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, got {value:g}")
+        changed = copy.copy(self)
+        if batch_size is not None:
+            if self.batch_size is None:
+                raise ValueError(f"the batch of the task {self.name} is fixed")
+            if self.examples is not None and batch_size > self.examples:
+                raise ValueError(f"the task {self.name} has {self.examples:,} examples to train on, fewer than a batch")
+            if self.epoch and epochs is None and steps is None:
+                epochs = self.steps / self.epoch
+            changed.batch_size = batch_size
+        if epochs is not None:
+            if not changed.epoch:
+                raise ValueError(f"the task {self.name} has no epochs: give its horizon in steps")
+            changed.steps = max(1, round(epochs * changed.epoch))
+        if steps is not None:
+            changed.steps = steps
+        changed.evaluations = min(evaluations or self.evaluations, changed.steps)
+        return changed
+
+    def shares(self, order: torch.Generator, rank: int, ranks: int) -> Iterator[Batch]:
+        """The batches of one process among several: of every batch, its share of the examples.
+
+        Each tensor of a batch is cut along its first dimension. A task whose batches are something else, or costly to
+        make, cuts them itself.
+
+        Raises:
+            ValueError: when a batch cannot be cut into equal shares.
+        """
+        batches = self.batches(order)
+        return batches if ranks == 1 else (_share(batch, rank, ranks) for batch in batches)
 
     def describe(self) -> dict[str, Any]:
         """What a report says of it, ready for JSON."""
@@ -90,3 +162,16 @@ class Task(ABC):
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Mean `loss`, and further measures, on held-out data. Called without gradients."""
         raise NotImplementedError(f"the task {self.name} has no held-out data")
+
+
+def _share(batch: Batch, rank: int, ranks: int) -> Batch:
+    if isinstance(batch, Mapping):
+        return {name: _share(value, rank, ranks) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(_share(value, rank, ranks) for value in batch)
+    if not isinstance(batch, Tensor) or batch.ndim == 0:
+        return batch
+    if len(batch) % ranks:
+        raise ValueError(f"a batch of {len(batch)} examples cannot be cut into {ranks} equal shares")
+    size = len(batch) // ranks
+    return batch[rank * size : (rank + 1) * size]

@@ -5,13 +5,12 @@ follow a target that never rests, in a landscape a thousand times flatter in one
 """
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fallline.bench.spaces import Choice, Range, Setting
-from fallline.bench.tasks._task import Schedule, Task
+from fallline.bench.tasks._task import Task
 
 DIMENSION = 100
 EIGENVALUES = torch.logspace(-3, 0, DIMENSION, dtype=torch.float64)
@@ -40,19 +39,19 @@ class Landscape(nn.Module):
 class Bowl(Task):
     """Tracking a minimum that takes a standard normal step before every evaluation, in 100 dimensions."""
 
-    name: ClassVar[str] = "bowl"
-    summary: ClassVar[str] = (
+    name = "bowl"
+    summary = (
         "a quadratic in 100 dimensions, Hessian eigenvalues 0.001 … 1, whose minimum takes a random step before every "
         "evaluation; 2,000 steps; score: mean loss over the last 200"
     )
-    steps: ClassVar[int] = 2000
-    evaluations: ClassVar[int] = 40
-    schedule: ClassVar[Schedule] = "constant"  # the target never rests, so a rate that decays loses it
-    held_out: ClassVar[bool] = False
-    floor: ClassVar[float | None] = FLOOR
-    floor_name: ClassVar[str] = "½ tr H, a perfect Newton step"
-    reference: ClassVar[tuple[float, str] | None] = (16.0, "SGD and Adam have 15 in `fallline repro lodo-bowl`")
-    equivalence: ClassVar[float | None] = 0.01 * FLOOR  # the loss at the start, where the minimum is near, is no scale
+    steps = 2000
+    evaluations = 40
+    schedule = "constant"  # the target never rests, so a rate that decays loses it
+    held_out = False
+    floor = FLOOR
+    floor_name = "½ tr H, a perfect Newton step"
+    reference = (16.0, "SGD and Adam have 15 in `fallline repro lodo-bowl`")
+    equivalence = 0.01 * FLOOR  # the loss at the start, where the minimum is near, is no scale
 
     @property
     def spaces(self) -> Mapping[str, Mapping[str, Range | Choice | Setting]]:
