@@ -126,7 +126,7 @@ def _retrieved(
         downloader = pooch.HTTPDownloader(
             progressbar=progress(name) if progress else False,
             chunk_size=CHUNK,
-            headers={"Accept-Encoding": "identity"},  # else a .gz may be unpacked on the way, and its checksum is off
+            headers={"Accept-Encoding": "identity"},  # so that the length told is the file's
         )
         try:
             return Path(pooch.retrieve(address, checksum, fname=name, path=place, downloader=downloader))

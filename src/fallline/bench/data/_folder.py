@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ def decode(path: str | Path) -> "Image":
     Raises:
         DataError: when it cannot be read, or Pillow is missing.
     """
-    pillow = needed("PIL.Image", "reading images", extra="bench")
+    pillow = needed("PIL.Image", "reading images", extra="images")
     try:
         with pillow.open(path) as image:
             rgb: Image = image.convert("RGB")
@@ -125,7 +125,7 @@ def random_resized_crop(image: "Image", size: int, generator: torch.Generator) -
     for _ in range(10):  # as a rule the first fits
         area, ratio, left, top = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         area = width * height * (SCALE[0] + (SCALE[1] - SCALE[0]) * area)
-        ratio = math.exp(low * ratio)
+        ratio = math.exp(low + (high - low) * ratio)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
@@ -160,5 +160,5 @@ def pixels(image: "Image") -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def _bicubic() -> "Image.Resampling":  # type: ignore[name-defined]
-    return needed("PIL.Image", "reading images", extra="bench").Resampling.BICUBIC
+def _bicubic() -> Any:
+    return needed("PIL.Image", "reading images", extra="images").Resampling.BICUBIC
