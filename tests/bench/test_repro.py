@@ -13,9 +13,9 @@ from test_cli import call
 from test_report import Reader, browse
 
 from fallline import LODO
-from fallline.bench import commands, repro
+from fallline.bench import repro
 from fallline.bench.display import number
-from fallline.bench.repro import lodo_bowl, lodo_memory, lodo_rosenbrock, reproduce, rounding
+from fallline.bench.repro import command, lodo_bowl, lodo_memory, lodo_rosenbrock, reproduce, rounding
 from fallline.bench.repro.lodo_bowl import FLOOR, LodoBowl
 from fallline.bench.repro.lodo_memory import LodoMemory
 from fallline.bench.repro.lodo_rosenbrock import LodoRosenbrock
@@ -42,7 +42,7 @@ def runs(patch):
         opened.append(Inline())
         yield opened[-1]
 
-    patch.setattr(commands, "local_pool", here)
+    patch.setattr(command, "local_pool", here)
     for experiment, settings in (
         (LodoBowl, {"steps": 12, "quick_steps": 40}),
         (LodoMemory, {"quick_steps": 20}),
@@ -384,11 +384,11 @@ def test_interrupted_it_leaves_nothing_half_written_and_goes_on(runs, monkeypatc
         yield Inline(interrupt_at=3)
 
     with monkeypatch.context() as context:
-        context.setattr(commands, "local_pool", interrupted)
+        context.setattr(command, "local_pool", interrupted)
         code, output = call("repro", "lodo-rosenbrock", "--quick", "--seeds", "1", "--out", str(tmp_path))
     assert code == 130
     assert "the same command goes on" in output
-    assert {path.name for path in tmp_path.iterdir()} == {commands.DATABASE}
+    assert {path.name for path in tmp_path.iterdir()} == {command.DATABASE}
 
     code, output = call("repro", "lodo-rosenbrock", "--quick", "--seeds", "1", "--out", str(tmp_path))
     assert code == 0

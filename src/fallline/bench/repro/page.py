@@ -8,6 +8,7 @@ from typing import Any
 from fallline.bench.figures import DARK, INK, LIGHT, Figure, blank_layout, fitted_axis
 from fallline.bench.figures import Line as Line  # the experiments take all of their page from here
 from fallline.bench.figures import band_traces as band_traces
+from fallline.bench.figures import curve_trace as curve_trace
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ class Page:
 
     colours: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     """Further tokens of its figures."""
+
+    tables: int = 1
+    """How many of its tables, the first ones, hold its results: the terminal and the records' summary show them."""
+
+    told: Sequence[str] = ()
+    """Sentences that the terminal shows after them."""
+
+    @property
+    def results(self) -> list[tuple[str, Table]]:
+        """The tables with what was measured here, each with the heading above it."""
+        return [(section.title, section.table) for section in self.sections if section.table][: self.tables]
 
 
 def render(page: Page, record: Mapping[str, Any]) -> str:

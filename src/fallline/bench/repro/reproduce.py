@@ -4,26 +4,34 @@ Runs lie in the race's database, under keys that say all that determines them, s
 goes on. The JSON file and the page are made when all is there, and appear whole or not at all.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import shlex
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fallline.bench import seeds, spaces
+from fallline.bench.checkpoint import Checkpoint
+from fallline.bench.data import DataError
 from fallline.bench.files import put
 from fallline.bench.identity import library_source, run_key
-from fallline.bench.race import RaceError, work_off
+from fallline.bench.race import CHECKPOINT_EVERY, RaceError, work_off
 from fallline.bench.record import Store, now
 from fallline.bench.repro import Design, Done, Experiment, Record, get_experiment
+from fallline.bench.repro._experiment import Scale
 from fallline.bench.repro.page import render
 from fallline.bench.train import Outcome, Run
+
+LARGEST = 100_000
+"""Bytes of a record that is kept for good."""
 
 
 @dataclasses.dataclass
@@ -31,6 +39,9 @@ class Progress:
     """How far an experiment has come, for whoever watches."""
 
     design: Design
+    row: Callable[[Run], str] = lambda run: run.optimizer
+    """Under which name a run is shown."""
+
     stage: int = 0
     planned: list[Run] = dataclasses.field(default_factory=list)
     """The runs of this stage and of those before."""
@@ -66,14 +77,15 @@ def reproduce(
         KeyboardInterrupt: passed on, when what has finished is written down.
     """
     started_at, clock = now(), time.monotonic()
-    progress = Progress(design)
-    code = fingerprint(experiment)
+    progress = Progress(design, experiment.rows(design))
+    general = fingerprint(experiment)
     stages = experiment.stages(design)
     runs = next(stages)
     while True:
         progress.stage += 1
         progress.planned += runs
-        done = run_stage(design.experiment, runs, code, store, pool, progress, ahead=ahead, watch=watch)
+        keys = [run_key(run, experiment.identity(run) or general) for run in runs]
+        done = run_stage(design.experiment, runs, keys, store, pool, progress, ahead=ahead, watch=watch)
         if done and all(outcome.lost for _, outcome in done):
             raise RaceError(f"no run has finished; the first: {done[0][1].reason}")
         try:
@@ -87,7 +99,7 @@ def reproduce(
 def run_stage(
     name: str,
     runs: Sequence[Run],
-    code: str,
+    keys: Sequence[str],
     store: Store,
     pool: Executor,
     progress: Progress,
@@ -95,32 +107,52 @@ def run_stage(
     ahead: int,
     watch: Watch,
 ) -> list[Done]:
-    """The runs of one stage, in their order, with what came of them."""
+    """The runs of one stage, in their order, with what came of them; a run that was stopped goes on where it was."""
     outcomes: dict[int, Outcome] = {}
+    folder = store.path.resolve().parent / "checkpoints"
 
     def settle(place: int, run: Run, key: str, outcome: Outcome, known: bool) -> None:
         progress.reused += known
         outcomes[place] = outcome
         progress.done.append((run, outcome))
 
+    def stored(key: str) -> None:
+        for leftover in folder.glob(f"{key}*"):
+            leftover.unlink(missing_ok=True)
+
+    def reached(key: str) -> int | None:
+        with contextlib.suppress(OSError):
+            return (folder / f"{key}.pt").stat().st_mtime_ns
+        return None
+
     work_off(
         deque(range(len(runs))),
-        lambda place: (runs[place], run_key(runs[place], code)),
-        lambda run, key: pool.submit(attempt, name, run),
+        lambda place: (runs[place], keys[place]),
+        lambda run, key: pool.submit(attempt, name, run, Checkpoint(folder / f"{key}.pt", CHECKPOINT_EVERY)),
         store,
         settle,
         lambda: watch(progress),
         ahead=ahead,
+        stored=stored,
+        reached=reached,
     )
+    with contextlib.suppress(OSError):
+        folder.rmdir()  # unless something is in it
     return [(run, outcomes[place]) for place, run in enumerate(runs)]
 
 
-def attempt(name: str, run: Run) -> Outcome:
-    """Run once; whatever is raised is the run's result, and the experiment goes on."""
+def attempt(name: str, run: Run, checkpoint: Checkpoint | None = None) -> Outcome:
+    """Run once; whatever is raised is the run's result, and the experiment goes on.
+
+    Raises:
+        RaceError: the data are not there, or not sound: that is no result of this run, and would not be kept as one.
+    """
     experiment = get_experiment(name)
     clock = time.process_time()
     try:
-        outcome = experiment.run(run)
+        outcome = experiment.resume(run, checkpoint) if checkpoint else experiment.run(run)
+    except DataError as error:
+        raise RaceError(str(error)) from error
     except Exception as error:
         outcome = Outcome("failed", steps=0, reason=f"{type(error).__name__}: {error}")
     outcome.cpu_seconds = outcome.cpu_seconds or time.process_time() - clock
@@ -151,11 +183,50 @@ def write(experiment: Experiment, record: Record, folder: Path) -> tuple[Path, P
     """Write the JSON file and the page made from it: each is there whole or not at all."""
     text = json.dumps(record, allow_nan=False)
     page = render(experiment.page(json.loads(text)), json.loads(text))
-    stem = f"repro-{record['experiment'].replace(':', '.')}"
+    stem = stem_of(record["experiment"], record["design"]["scale"])
     return put(folder / f"{stem}.json", text), put(folder / f"{stem}.html", page)
+
+
+def stem_of(name: str, scale: Scale | None = None) -> str:
+    """How the files of an experiment are called; at full scale others than at the small one."""
+    return f"repro-{name.replace(':', '.')}{'-full' if scale == 'full' else ''}"
+
+
+def slim(experiment: Experiment, record: Record) -> Record:
+    """The record without what is large and was not asked for, and with its tables as text: what is kept for good.
+
+    Curves are those of confirmed runs, to four digits; where even they are too much, there are none.
+    """
+    page = experiment.page(record)
+    tables = [
+        {"title": title, "head": [*table.head], "rows": [[*row.cells] for row in table.rows]}
+        for title, table in page.results
+    ]
+    runs = sorted(map(light, record["runs"]), key=lambda one: json.dumps(one["run"]))  # in no order of chance
+    rounded = {**record, "lead": [*page.lead], "tables": tables, "runs": runs}
+    if len(json.dumps(rounded)) <= LARGEST:
+        return rounded
+    return {**rounded, "runs": [{**one, "outcome": {**one["outcome"], "curve": {}}} for one in rounded["runs"]]}
+
+
+def light(one: Mapping[str, Any]) -> dict[str, Any]:
+    """A run with the curve of a confirmed one alone, to four digits, and without its times."""
+    curve = one["outcome"]["curve"] if one["run"]["test"] else {}
+    short = {
+        name: [float(f"{value:.4g}") if isinstance(value, float) and name != "step" else value for value in values]
+        for name, values in curve.items()
+    }
+    return {"run": one["run"], "outcome": {**one["outcome"], "curve": short, "times": {}}}
 
 
 def command_line(design: Design) -> str:
     """The command that does this again."""
-    chosen = f" --optimizers {shlex.quote(','.join(design.optimizers))}" if design.optimizers else ""
-    return f"fallline repro {design.experiment}{' --quick' if design.quick else ''}{chosen} --seeds {design.seeds}"
+    words = ["fallline repro", shlex.quote(design.experiment)]
+    words += ["--quick"] if design.quick else []
+    words += ["--scale", design.scale] if design.scale else []
+    words += ["--cases", shlex.quote(",".join(design.cases))] if design.cases else []
+    words += ["--optimizers", shlex.quote(",".join(design.optimizers))] if design.optimizers else []
+    words += ["--trials", str(design.trials)] if design.trials else []
+    words += ["--seeds", str(design.seeds)]
+    words += ["--device", design.device] if design.device != "cpu" else []
+    return " ".join(words)

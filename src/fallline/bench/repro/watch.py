@@ -1,6 +1,7 @@
 """What an experiment shows in the terminal while it runs: a live table, or plain lines where there is no terminal."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 from rich.table import Table
 from rich.text import Text
@@ -27,9 +28,9 @@ def runs_table(progress: Progress) -> Table:
     table.add_column("")
     for heading in ("runs", "lost", "best loss"):
         table.add_column(heading, justify="right")
-    planned = Counter(run.optimizer for run in progress.planned)
+    planned = Counter(progress.row(run) for run in progress.planned)
     for name, count in planned.items():
-        outcomes = [outcome for run, outcome in progress.done if run.optimizer == name]
+        outcomes = [outcome for run, outcome in progress.done if progress.row(run) == name]
         lost = sum(outcome.lost for outcome in outcomes)
         best = min((outcome.score for outcome in outcomes if outcome.score is not None), default=None)
         told = Text(str(lost), style="yellow" if lost else "dim")
@@ -37,13 +38,15 @@ def runs_table(progress: Progress) -> Table:
     return table
 
 
-def results_table(page: Page) -> Table:
-    """The first columns of the page's first table: what was measured here."""
-    found = next(section.table for section in page.sections if section.table)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("", *found.head[1 : found.brief]):
-        table.add_column(heading)
-    for row in found.rows:
-        name, *cells = row.cells[: found.brief]
-        table.add_row(Text(name, style="bold" if row.line and row.line.ours else ""), *map(Text, cells))
-    return table
+def results_tables(page: Page) -> Iterator[Table]:
+    """The first columns of the page's first tables: what was measured here."""
+    for title, found in page.results:
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        if page.tables > 1:
+            table.title, table.title_justify, table.title_style = Text(title), "left", "bold"
+        for heading in ("", *found.head[1 : found.brief]):
+            table.add_column(heading)
+        for row in found.rows:
+            name, *cells = row.cells[: found.brief]
+            table.add_row(Text(name, style="bold" if row.line and row.line.ours else ""), *map(Text, cells))
+        yield table

@@ -1,0 +1,224 @@
+"""`fallline repro`."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fallline.bench.data import find
+from fallline.bench.environment import environment
+from fallline.bench.names import unknown
+from fallline.bench.pool import available_cores, local_pool, visible_devices
+from fallline.bench.race import RaceError
+from fallline.bench.record import Store
+from fallline.bench.repro import Design, Experiment, get_experiment
+from fallline.bench.repro._preset import Preset
+from fallline.bench.repro.listing import listed
+from fallline.bench.repro.reproduce import reproduce, write
+from fallline.bench.repro.watch import Watcher, results_tables
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+DATABASE = "fallline.sqlite"
+
+
+class Size(StrEnum):
+    """At which size a preset runs."""
+
+    cpu = "cpu"
+    full = "full"
+
+
+def repro(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Which experiment; without a name they are listed.", show_default=False),
+    ] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="List the experiments: data, times, what was run, where the records are.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer steps, trials, seeds and contenders: about a minute.")
+    ] = False,
+    scale: Annotated[
+        Size | None,
+        typer.Option(
+            help="A version for two cores, with a few trials of everyone; or the published size.", show_default="cpu"
+        ),
+    ] = None,
+    cases: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Only cases whose names have this in them.", show_default="all"),
+    ] = None,
+    optimizers: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Only these of its contenders.", show_default="all; fewer with --quick"),
+    ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option(min=1, help="Settings to try of each; 1 is the published one.", show_default="5; 1 at full scale"),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds.", show_default="the experiment's; fewer with --quick")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time, one thread each.", show_default="one a core; on GPUs one a GPU"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="cpu|cuda", help="Where models train.", show_default="cpu; at full scale a GPU if any"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")] = Path("runs"),
+) -> None:
+    """Run a paper's own experiment again: raw numbers as JSON, and a page that shows them.
+
+    The papers' training experiments have two sizes. --scale cpu is small: a few settings around the published one are
+    tried of everyone, and the best runs on fresh seeds. --scale full is the published setting at the published size.
+    What has run once is never run again: interrupted with Ctrl-C, the same command goes on.
+
+    [b]Examples[/b]
+
+    fallline repro
+
+    fallline repro koala-cifar
+
+    fallline repro koala-cifar --scale full --cases "ResNet-18" --device cuda --seeds 3
+
+    fallline repro lodo-bowl --optimizers lodo,adam,newton --seeds 2
+    """
+    if name is None or list_:
+        with readable_errors():
+            show_list(out)
+        return
+    try:
+        experiment = get_experiment(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="NAME") from error
+    design = checked_design(experiment, name, quick, scale, cases, optimizers, trials, seeds, device)
+    workers = jobs or (available_cores() if design.device == "cpu" else max(1, len(visible_devices())))
+    with readable_errors():
+        for needed in experiment.needs(design):
+            find(needed)
+        with Store(out / DATABASE) as store:
+            introduce(experiment, design)
+            with Watcher(console) as watch, local_pool(workers) as pool:
+                record = reproduce(experiment, design, store, pool, ahead=2 * workers, watch=watch)
+        record["environment"] = environment(workers)
+        raw, report = write(experiment, record, out)
+        page = experiment.page(record)
+        for table in results_tables(page):
+            console.print(table)
+            console.print()
+        for sentence in page.told:
+            console.print(Text(sentence))
+        console.print(f"Raw numbers: {raw}", soft_wrap=True)
+        console.print(f"Report: {report}", soft_wrap=True)
+
+
+def checked_design(
+    experiment: Experiment,
+    name: str,
+    quick: bool,
+    scale: Size | None,
+    cases: str | None,
+    optimizers: str | None,
+    trials: int | None,
+    seeds: int | None,
+    device: str | None,
+) -> Design:
+    """What was asked for, every part of it known to the experiment."""
+    if not isinstance(experiment, Preset):
+        for option, value in (("--cases", cases), ("--trials", trials), ("--device", device)):
+            if value is not None:
+                raise typer.BadParameter(f"{name} has no such choice.", param_hint=option)
+    known = {contender.lower(): contender for contender in experiment.contenders}
+    for one in words(optimizers):
+        if one.lower() not in known:
+            mistake = unknown("contender", one, experiment.contenders)
+            raise typer.BadParameter(str(mistake), param_hint="--optimizers")
+    chosen = tuple(dict.fromkeys(known[one.lower()] for one in words(optimizers)))
+    usual = experiment.quick_seeds if quick else experiment.seeds
+    if not isinstance(experiment, Preset):
+        return Design(name, quick, seeds or usual, chosen)
+    if scale is Size.full:
+        usual = experiment.quick_seeds if quick else experiment.full_seeds
+    design = Design(
+        name,
+        quick,
+        seeds or usual,
+        chosen,
+        scale="full" if scale is Size.full else "cpu",
+        cases=words(cases),
+        trials=trials,
+        device=checked_device(device, scale),
+    )
+    try:
+        experiment.cases(design)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return design
+
+
+def introduce(experiment: Experiment, design: Design) -> None:
+    """Say what will be run, at which scale and where."""
+    console.print(Text(f"{experiment.summary[0].upper()}{experiment.summary[1:]}.", style="dim"))
+    if not isinstance(experiment, Preset):
+        return
+    if design.quick:
+        told = "a few steps of each, to see that all of it works (--quick)"
+    elif design.scale == "full":
+        told = f"full, as published (--scale full). CPU: {experiment.cpu_time}; GPU: {experiment.gpu_time}"
+    else:
+        told = "for two cores (--scale cpu; --scale full is the published size)"
+    console.print(Text(f"Scale: {told}. Device: {design.device}."))
+
+
+def show_list(out: Path) -> None:
+    """Every experiment in a few lines."""
+    for one in listed(out):
+        console.print(Text.assemble((one.name, "bold"), "\n", one.summary))
+        facts = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 2))
+        for what, text in (("data", one.data), ("CPU", one.cpu), ("GPU", one.gpu), ("run", one.ran)):
+            facts.add_row(Text(what, style="dim"), Text(text))
+        console.print(facts)
+        console.print()
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """What stands between the commas, once each."""
+    return tuple(dict.fromkeys(one.strip() for one in (text or "").split(",") if one.strip()))
+
+
+def checked_device(name: str | None, scale: Size | None) -> str:
+    """A device that is there: the one named, or an accelerator for the published size, if there is one."""
+    if name is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found.type if found and scale is Size.full else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from error
+    return name
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """What can go wrong, as a sentence and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("\nStopped. What has finished is kept; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    except (RaceError, ValueError, OSError, sqlite3.Error) as error:
+        errors.print(Text.assemble(("Error: ", "bold red"), str(error)))
+        raise typer.Exit(1) from None
