@@ -123,7 +123,7 @@ def curves(plan: Plan, out: Path, processes: Processes) -> dict[str, list[float]
 def work(folder: Path) -> int:
     """One of two processes: optimizers under DDP and under FSDP2, and runs that were stopped."""
     found: dict[str, Any] = {}
-    with joined("cpu") as processes:
+    with joined("cpu", patience=120.0) as processes:  # a process that waits in vain gives up
         for way, name in SHARED:
             found[f"{way} {name}"] = curves(sharing(name, way == "fsdp"), folder / f"{way}-{name}", processes)
         for name in RESUMED:
@@ -135,6 +135,7 @@ def work(folder: Path) -> int:
             # One process is told alone, in its fifth step: both stop after it.
             first = train(stopped, processes, Listener(), lambda calls=calls: next(calls) == 4 and not processes.leads)
             torch.manual_seed(7)
+            processes.wait()  # until the first one has written: another command would come later
             again = train(dataclasses.replace(stopped, resume=True), processes, Listener(), lambda: False)
             found[f"stopped {name}"] = (first.interrupted, first.outcome.steps, again.interrupted, again.outcome.steps)
         if processes.leads:

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shlex
-import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -14,7 +13,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -45,6 +43,8 @@ from fallline.bench.studies import studies as over_studies
 from fallline.bench.studies import studies_table, studies_words
 from fallline.bench.summary import summary
 from fallline.bench.tasks import REAL, TASKS, check, get_task
+from fallline.bench.terminal import DATABASE, console, errors, readable_errors
+from fallline.bench.training.command import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -54,17 +54,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(
-    bench, name="bench", help="Measure fallline itself: a [b]step[/b] of each optimizer, or the [b]harness[/b]."
-)
-bench.command("step")(step)
-app.command("check")(check_optimizers)
-app.command("repro")(repro)
-app.add_typer(data_app, name="data")
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
-
-DATABASE = "fallline.sqlite"
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")]
 TasksArgument = Annotated[
     list[str] | None,
@@ -466,6 +455,17 @@ def list_() -> None:
     console.print(f"\nAnd, tuning lr alone: {', '.join(others)}, or package.module:Class.")
 
 
+# Commands with a module of their own; help lists all in the order in which they come here.
+app.command("train")(train)
+app.add_typer(data_app, name="data")
+app.command("repro")(repro)
+app.command("check")(check_optimizers)
+bench.command("step")(step)
+app.add_typer(
+    bench, name="bench", help="Measure fallline itself: a [b]step[/b] of each optimizer, or the [b]harness[/b]."
+)
+
+
 def checked_tasks(names: Sequence[str]) -> tuple[str, ...]:
     """The tasks' names, once each, every one known to be a task."""
     plain = [Path(name).as_posix() if ".py" in name else name for name in names]  # ./my_task.py is my_task.py
@@ -566,19 +566,6 @@ def workplace(scheduler: str | None, jobs: int) -> Iterator[tuple[Executor, int]
 
     with cluster(scheduler) as (executor, workers):
         yield executor, workers
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """What can go wrong, as a sentence and an exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        errors.print("\nStopped. What has finished is kept; the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except (RaceError, ValueError, OSError, sqlite3.Error) as error:
-        errors.print(Text.assemble(("Error: ", "bold red"), str(error)))
-        raise typer.Exit(1) from None
 
 
 def show(found: Results) -> None:

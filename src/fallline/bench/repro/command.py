@@ -1,15 +1,11 @@
 """`fallline repro`."""
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,18 +13,13 @@ from fallline.bench.data import find
 from fallline.bench.environment import environment
 from fallline.bench.names import unknown
 from fallline.bench.pool import available_cores, local_pool, visible_devices
-from fallline.bench.race import RaceError
 from fallline.bench.record import Store
 from fallline.bench.repro import Design, Experiment, get_experiment
 from fallline.bench.repro._preset import Preset
 from fallline.bench.repro.listing import listed
 from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_tables
-
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
-
-DATABASE = "fallline.sqlite"
+from fallline.bench.terminal import DATABASE, console, readable_errors
 
 
 class Size(StrEnum):
@@ -209,16 +200,3 @@ def checked_device(name: str | None, scale: Size | None) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from error
     return name
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """What can go wrong, as a sentence and an exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        errors.print("\nStopped. What has finished is kept; the same command goes on from there.")
-        raise typer.Exit(130) from None
-    except (RaceError, ValueError, OSError, sqlite3.Error) as error:
-        errors.print(Text.assemble(("Error: ", "bold red"), str(error)))
-        raise typer.Exit(1) from None
