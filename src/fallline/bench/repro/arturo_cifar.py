@@ -79,8 +79,8 @@ class ArturoCifar(Preset):
         "taken as 0.",
         "The program measures before each epoch, and so never after the last; here the model is measured at the end.",
         "CPU scale: 0.4 epochs of the CNN instead of 160, with the drops at the same shares of the run, and batches of "
-        "51 instead of 255: 77 steps would be too few, of which arTuRO's own warm-up alone takes 28. The smaller batch is "
-        "noisier than the settings were made for. AdamW is left out: in so few steps it is Adam.",
+        "51 instead of 255: 77 steps would be too few, of which arTuRO's own warm-up alone takes 28. The smaller batch "
+        "is noisier than the settings were made for. AdamW is left out: in so few steps it is Adam.",
     )
     run_seconds: ClassVar[float] = 60.0
     gpu_time: ClassVar[str] = "not measured, and no figure found"

@@ -4,7 +4,7 @@ As momentum cools, CoolMomentum's effective learning rate lr (1 + rho) / (2 (1 -
 Is it the momentum that helps, or the fall? `MatchedSGD` keeps its momentum and takes the very same fall.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -169,3 +169,7 @@ class CoolMomentumCooling(Preset):
     run_seconds: ClassVar[float] = 30.0
     gpu_time: ClassVar[str] = "about twice ResNet-18's; not measured here"
     cpu_time: ClassVar[str] = "about 50 minutes an epoch on one core: 80 hours a run"
+
+    def code(self) -> Sequence[Any]:
+        """The control, whose source no optimizer's fingerprint has."""
+        return (MatchedSGD,)
