@@ -324,7 +324,7 @@ def test_unknown_names_suggest_the_nearest():
         get_contender("koala")
     with pytest.raises(ValueError, match="did you mean digits"):
         get_task("digit")
-    with pytest.raises(ValueError, match="known: bowl, cifar10-cnn, .*, digits, "):
+    with pytest.raises(ValueError, match=r"known: bowl, cifar10-cnn, .*, digits, "):
         get_task("zzz")
     with pytest.raises(ValueError, match="cannot be imported"):
         get_task("nowhere_at_all:Task")
