@@ -11,7 +11,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +42,7 @@ from fallline.bench.studies import studies as over_studies
 from fallline.bench.studies import studies_table, studies_words
 from fallline.bench.summary import summary
 from fallline.bench.tasks import REAL, TASKS, check, get_task
-from fallline.bench.terminal import DATABASE, console, errors, readable_errors
+from fallline.bench.terminal import DATABASE, checked_device, console, errors, readable_errors
 from fallline.bench.training.command import train
 
 app = typer.Typer(
@@ -505,15 +504,6 @@ def checked_tracks(tracks: str) -> tuple[str, ...]:
     if not names:
         raise typer.BadParameter("name at least one track.", param_hint="--tracks")
     return names
-
-
-def checked_device(name: str) -> str:
-    """A device that is there."""
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from error
-    return name
 
 
 def plain_spaces(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -14,6 +15,15 @@ console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 DATABASE = "fallline.sqlite"
+
+
+def checked_device(name: str) -> str:
+    """A device that is there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from error
+    return name
 
 
 @contextmanager

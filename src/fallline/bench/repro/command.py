@@ -19,7 +19,7 @@ from fallline.bench.repro._preset import Preset
 from fallline.bench.repro.listing import listed
 from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_tables
-from fallline.bench.terminal import DATABASE, console, readable_errors
+from fallline.bench.terminal import DATABASE, checked_device, console, readable_errors
 
 
 class Size(StrEnum):
@@ -151,7 +151,7 @@ def checked_design(
         scale="full" if scale is Size.full else "cpu",
         cases=words(cases),
         trials=trials,
-        device=checked_device(device, scale),
+        device=chosen_device(device, scale),
     )
     try:
         experiment.cases(design)
@@ -190,13 +190,9 @@ def words(text: str | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.strip() for one in (text or "").split(",") if one.strip()))
 
 
-def checked_device(name: str | None, scale: Size | None) -> str:
+def chosen_device(name: str | None, scale: Size | None) -> str:
     """A device that is there: the one named, or an accelerator for the published size, if there is one."""
     if name is None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found.type if found and scale is Size.full else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from error
-    return name
+    return checked_device(name)

@@ -12,6 +12,7 @@ from fallline.bench.check.subject import parse_settings
 from fallline.bench.contenders import Drops
 from fallline.bench.data import find
 from fallline.bench.tasks import Schedule, check
+from fallline.bench.terminal import checked_device
 from fallline.bench.training.logs import checked
 from fallline.bench.training.plan import Plan, contender_of, default_out, task_of
 from fallline.bench.training.processes import launch, started_by_others
@@ -211,11 +212,7 @@ def chosen_drops(written: str | None, schedule: Schedules | None, optim: str) ->
 
 def chosen_device(name: str | None, num_gpus: int) -> str:
     """A device that is there; as many of them as are asked for."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(str(error).splitlines()[0], param_hint="--device") from error
+    name = checked_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     if name == "cuda" and num_gpus > torch.cuda.device_count():
         raise typer.BadParameter(f"there are {torch.cuda.device_count()} GPUs here.", param_hint="--num-gpus")
     return name
