@@ -6,13 +6,16 @@ Nothing is run. `make records` makes the records; an experiment without one is l
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fallline.bench.files import fill
 from fallline.bench.repro import EXPERIMENTS, Experiment, get_experiment
 from fallline.bench.repro._experiment import Record
 from fallline.bench.repro._preset import Preset
+from fallline.bench.repro._preset_page import figures
 from fallline.bench.repro.listing import how, measured
 from fallline.bench.repro.reproduce import stem_of
+from fallline.bench.stats import Interval
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "benchmarks" / "records"
@@ -28,6 +31,32 @@ def kept(folder: Path = RECORDS) -> dict[str, dict[str, Record]]:
             if path.exists():
                 found[name][scale] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def overview(found: Mapping[str, Mapping[str, Record]]) -> str:
+    """One row for each case of each preset that has a record: everybody's mean, the best first, ours in bold."""
+    rows = []
+    for name, records in found.items():
+        for record in records.values():
+            for case in record["results"].get("cases", []):
+                done = [entry for entry in case["entries"] if entry["result"]]
+                done.sort(key=lambda entry: entry["result"]["mean"], reverse=case["measure"] == "accuracy")
+                lost = [entry["label"] for entry in case["entries"] if not entry["result"]]
+                told = [
+                    f"{bold(entry)} {figures(Interval(**entry['result']), case['measure']).partition(' ')[0]}"
+                    for entry in done
+                ]
+                told += [f"{label} lost" for label in lost]
+                unit = f", {case['unit']}" if case["unit"] else ""
+                rows.append([name, case["name"], f"{case['measure']}{unit}", ", ".join(told)])
+    if not rows:
+        return "There are no records yet."
+    return markdown(["Experiment", "Case", "On the test set", "Best first"], rows)
+
+
+def bold(entry: Mapping[str, Any]) -> str:
+    """A label, in bold where it is one of ours."""
+    return f"**{entry['label']}**" if entry["ours"] else str(entry["label"])
 
 
 def results(found: Mapping[str, Mapping[str, Record]]) -> str:
@@ -85,6 +114,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def main() -> None:
     """Fill the page."""
     found = kept()
+    fill(HERE / "results.md", "overview", overview(found))
     fill(HERE / "results.md", "results", results(found) or "There are no records yet.")
     fill(HERE / "results.md", "not run", unrun(found))
 

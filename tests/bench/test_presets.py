@@ -387,11 +387,26 @@ def test_records_stop_when_their_time_is_over_and_go_on_in_another_call(keeper, 
     assert "- It is short." in page
 
 
+def test_the_overview_has_the_best_first_and_ours_in_bold():
+    def entry(label, mean, ours=False):
+        result = None if mean is None else {"mean": mean, "low": mean - 1, "high": mean + 1, "count": 3}
+        return {"label": label, "ours": ours, "result": result}
+
+    entries = [entry("SGD", 64.0), entry("KOALA-M", 60.0, ours=True), entry("Adam", None)]
+    cases = [{"name": "A", "measure": measure, "unit": "%", "entries": entries} for measure in ("error", "accuracy")]
+    found = script("docs/results.py").overview({"one": {"cpu": {"results": {"cases": cases}}}, "none": {}})
+    assert found.splitlines()[2:] == [
+        "| one | A | error, % | **KOALA-M** 60.00, SGD 64.00, Adam lost |",
+        "| one | A | accuracy, % | SGD 64.00, **KOALA-M** 60.00, Adam lost |",
+    ]
+
+
 def test_the_page_of_results_is_what_its_script_makes_and_names_every_experiment():
     results = script("docs/results.py")
     page = (Path(results.__file__).parent / "results.md").read_text(encoding="utf-8")
     found = results.kept()
     assert (results.results(found) or "There are no records yet.") in page
     assert results.unrun(found) in page
+    assert results.overview(found) in page
     for name, records in found.items():
         assert f"### {name}, " in page if records else f"| {name} |" in page
