@@ -21,7 +21,7 @@ from fallline.bench.aa import aa_line, aa_results, aa_table, aa_words, write_aa
 from fallline.bench.check.command import check as check_optimizers
 from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, under_schedules
 from fallline.bench.costs import busy, measure_all
-from fallline.bench.data import DATASETS, find, folders, locate
+from fallline.bench.data import DATASETS, folders, locate
 from fallline.bench.data.command import app as data_app
 from fallline.bench.design import TRACKS, Design
 from fallline.bench.environment import environment
@@ -41,7 +41,7 @@ from fallline.bench.speed.command import step
 from fallline.bench.studies import studies as over_studies
 from fallline.bench.studies import studies_table, studies_words
 from fallline.bench.summary import summary
-from fallline.bench.tasks import REAL, TASKS, check, get_task
+from fallline.bench.tasks import REAL, TASKS, get_task, make_sure
 from fallline.bench.terminal import DATABASE, checked_device, console, errors, readable_errors
 from fallline.bench.training.command import train
 
@@ -470,11 +470,7 @@ def checked_tasks(names: Sequence[str]) -> tuple[str, ...]:
     plain = [Path(name).as_posix() if ".py" in name else name for name in names]  # ./my_task.py is my_task.py
     try:
         for name in plain:
-            task = get_task(name)
-            for data in task.needs:
-                find(data)
-            if not type(task).__module__.startswith("fallline."):  # ours are checked by tests, and some are large
-                check(task)
+            make_sure(get_task(name))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="TASK") from error
     return tuple(dict.fromkeys(plain))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fallline.bench.names import make, unknown
-from fallline.bench.tasks._check import check
+from fallline.bench.tasks._check import check, make_sure
 from fallline.bench.tasks._file import fill_in, is_file, load_file
 from fallline.bench.tasks._options import HORIZON, split
 from fallline.bench.tasks._task import Batch, Schedule, Split, Task
@@ -85,4 +85,4 @@ def no_option(base: str, options: dict[str, Any]) -> ValueError:
     return unknown(f"option of {base}", next(iter(options)), HORIZON)
 
 
-__all__ = ["REAL", "TASKS", "Batch", "Schedule", "Split", "Task", "check", "get_task"]
+__all__ = ["REAL", "TASKS", "Batch", "Schedule", "Split", "Task", "check", "get_task", "make_sure"]

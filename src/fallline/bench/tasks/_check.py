@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from fallline.bench.data import find
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Choice, Range, Setting
 from fallline.bench.tasks._file import describe_error
@@ -19,6 +20,20 @@ T = TypeVar("T")
 
 PATIENCE = 1.0
 """Seconds for which `check` draws batches, to see whether they end."""
+
+
+def make_sure(task: Task) -> None:
+    """See to it, before anything is started, that a task's data are there and, unless it is ours, that it is a task.
+
+    Ours are checked by tests, and some are large.
+
+    Raises:
+        ValueError: a sentence: which data are missing and how to get them, or as `check`.
+    """
+    for name in task.needs:
+        find(name)
+    if not type(task).__module__.startswith("fallline."):
+        check(task)
 
 
 def check(task: Task) -> None:

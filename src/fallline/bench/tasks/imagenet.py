@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from fallline.bench.data import Files, MissingData, centre_crop, decode, image_folder, random_resized_crop
 from fallline.bench.models.efficientnet import efficientnet_b0
 from fallline.bench.tasks._task import Split, Task
+from fallline.bench.tasks.images import normalised
 
 IMAGES, CLASSES = 1_281_167, 1000
 """Of the publisher's training set; a folder with others is taken as it is, once it is there."""
@@ -124,9 +125,7 @@ class ImageNet(Task):
         return centre_crop(decode(path), self.size)
 
     def _normalised(self, images: Tensor, model: nn.Module) -> Tensor:
-        images = images.to(next(model.parameters()).dtype) / 255
-        mean, std = (torch.tensor(values).to(images).view(-1, 1, 1) for values in (MEAN, STD))
-        return (images - mean) / std
+        return normalised(images, next(model.parameters()).dtype, MEAN, STD)
 
     @cached_property
     def _files(self) -> dict[str, Files]:

@@ -6,6 +6,7 @@ flipped where the model is.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -191,12 +192,14 @@ class Images(Task):
         return [*find(self.source.data), self.validation]
 
     def _normalised(self, images: Tensor, model: nn.Module) -> Tensor:
-        images = images.to(next(model.parameters()).dtype) / 255
-        if not self.source.augmented:
-            return images
+        dtype = next(model.parameters()).dtype
+        return normalised(images, dtype, *self._moments) if self.source.augmented else images.to(dtype) / 255
+
+    @cached_property
+    def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of x/255, per channel."""
         known = load_images(self.source.data)
-        mean, std = (torch.tensor(values).to(images).view(-1, 1, 1) for values in (known.mean, known.std))
-        return (images - mean) / std
+        return known.mean, known.std
 
     def _on(self, device: torch.device) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Pixels and labels of every split, on a device."""
@@ -209,6 +212,18 @@ class Images(Task):
             splits["test"] = known.test
             self._pixels[device] = {name: (x.to(device), y.to(device)) for name, (x, y) in splits.items()}
         return self._pixels[device]
+
+
+def normalised(pixels: Tensor, dtype: torch.dtype, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Bytes, shape (n, channels, height, width), as numbers of mean 0 and variance 1; `mean` and `std` are of x/255."""
+    centre, spread = (_per_channel(values, pixels.device, dtype) for values in (mean, std))
+    return (pixels.to(dtype) / 255 - centre) / spread
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Made once: to bring it to an accelerator with every batch would make that wait."""
+    return torch.tensor(values).to(device, dtype).view(-1, 1, 1)
 
 
 def moved(images: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ import typer
 
 from fallline.bench.check.subject import parse_settings
 from fallline.bench.contenders import Drops
-from fallline.bench.data import find
-from fallline.bench.tasks import Schedule, check
+from fallline.bench.tasks import Schedule, make_sure
 from fallline.bench.terminal import checked_device
 from fallline.bench.training.logs import checked
 from fallline.bench.training.plan import Plan, contender_of, default_out, task_of
@@ -222,10 +221,7 @@ def checked_plan(plan: Plan) -> None:
     """See to it that task, optimizer and logs are there, before anything is started."""
     try:
         task = task_of(plan)
-        for name in task.needs:
-            find(name)
-        if not type(task).__module__.startswith("fallline."):  # ours are checked by tests, and some are large
-            check(task)
+        make_sure(task)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="TASK") from error
     try:
