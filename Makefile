@@ -14,7 +14,7 @@ ifneq ($(shell cat $(ENV) 2>/dev/null),$(OWNER))
 .PHONY: $(ENV)
 endif
 
-.PHONY: help race test check picture bench records gpu figures clean
+.PHONY: help race test check picture bench records beyond gpu figures clean
 .DEFAULT_GOAL := help
 
 help: ## list these words
@@ -45,6 +45,10 @@ bench: $(ENV) ## measure a step of each optimizer; then its chart and tables (ne
 records: $(ENV) ## run the papers' experiments small, on the real data, and write their results (an hour and a half; goes on)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/records.py
 	@$(BIN)/python docs/results.py
+
+beyond: $(ENV) ## race ours against the baselines on six tasks of different kinds, and write the page (90 minutes; goes on)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beyond.py
+	@$(BIN)/python docs/beyond.py
 
 gpu: ## check and measure on a GPU, with what PYTHON has there: torch, numpy, scipy, rich, typer
 	@PYTHONPATH=src "$(PYTHON)" benchmarks/gpu.py

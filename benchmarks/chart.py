@@ -49,6 +49,7 @@ PASSES = {
     "koala-m-decay-fused": "p g; p g v m → p v m",
     "koala-m-fixed-fused": "g; p g v → p v",
     "koala-pp-fused": "g v h; p g v h → p v h",
+    "koala-metric-fused": "g; g m v → m v; g m v; p g m v → p",
     "arturo-fused": "g; p g Λ a b P₀₀ P₀₁ P₁₁ → a b P₀₀ P₀₁ P₁₁; p Λ a b → p Λ",
     "arturo-newton-fused": (
         "g; p g Λ a b P₀₀ P₀₁ P₁₁ → a b P₀₀ P₀₁ P₁₁; p Λ a b; p Λ a b; p Λ a b; p Λ a b; p Λ a b → p Λ"

@@ -29,7 +29,17 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from fallline import LODO, ArTuRO, CoolMomentum, KOALAPlusPlus, MomentumKOALA, Optimizer, VanillaKOALA
+from fallline import (
+    LODO,
+    ArTuRO,
+    CoolMomentum,
+    KOALAPlusPlus,
+    MetricKOALA,
+    MomentumKOALA,
+    Optimizer,
+    OrthogonalKOALA,
+    VanillaKOALA,
+)
 from fallline._loss import LossAware
 from problem import Net, start
 
@@ -47,10 +57,20 @@ def halves(params: list[nn.Parameter]) -> list[dict[str, Any]]:
     return [{"params": params[:1]}, {"params": params[1:], "lr": 0.02}]
 
 
+def centred(h: Tensor) -> Tensor:
+    """A direction that needs all of a tensor: a shard's mean is another."""
+    return h - h.mean()
+
+
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "V": partial(VanillaKOALA, weight_decay=0.01),
     "M": partial(MomentumKOALA, weight_decay=0.01, average_init="zeros"),
     "++": partial(KOALAPlusPlus, weight_decay=0.01),
+    "orthogonal": partial(OrthogonalKOALA, weight_decay=0.01, q=1e-2),
+    "two metrics": lambda params, **more: MetricKOALA(
+        [{"params": params[::2], "metric": "identity"}, {"params": params[1::2], "lr": 0.3}], q=1e-2, **more
+    ),
+    "any metric": partial(MetricKOALA, metric=centred, q=1e-2),
     "++ vanilla": partial(KOALAPlusPlus, symmetric=False),
     "cool": partial(CoolMomentum, lr=0.05, cool_steps=9, weight_decay=0.01, skip_nonfinite=True),
     "arturo": partial(ArTuRO, lr=0.05, weight_decay=0.01),
@@ -60,16 +80,18 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "arturo groups": lambda params, **more: ArTuRO(halves(params), lr=0.05, weight_decay=0.01, **more),
     "arturo a group": lambda params, **more: ArTuRO(halves(params), lr=0.05, scope="group", **more),
     "arturo a tensor": partial(ArTuRO, lr=0.05, scope="tensor"),
+    "arturo second moment": partial(ArTuRO, lr=0.05, weight_decay=0.01, curvature="second-moment"),
     "lodo": partial(LODO, lr=0.1, meta_lr=0.01, depth=4, weight_decay=0.01),
     "lodo buckets": partial(LODO, lr=0.1, meta_lr=0.01, depth=2, bucket_size=8),
     "lodo diagonal": partial(LODO, lr=0.1, meta_lr=0.01, preconditioner="diagonal", meta_optimizer="sgd"),
 }
 KOALAS = ["V", "M", "++"]
-FUSED = ["V", "M", "++", "cool", "arturo", "arturo a tensor"]
-ONE_EACH = ["V", "M", "++", "cool", "arturo", "lodo buckets"]
-SUMMING = ["V", "M", "++", "arturo", "arturo start", "arturo a tensor"]  # over shards, in every step
-IN_PARTS = [*ONE_EACH, "++ vanilla", "arturo start"]
-STATES = [*ONE_EACH, "arturo a group", "lodo"]
+FUSED = ["V", "M", "++", "orthogonal", "cool", "arturo", "arturo a tensor"]
+ONE_EACH = ["V", "M", "++", "orthogonal", "cool", "arturo", "lodo buckets"]
+# Over shards, in every step.
+SUMMING = ["V", "M", "++", "two metrics", "arturo", "arturo start", "arturo a tensor"]
+IN_PARTS = [*ONE_EACH, "any metric", "++ vanilla", "arturo start"]
+STATES = [*ONE_EACH, "arturo a group", "lodo", "arturo second moment"]
 FORMS = ["loss", "observe", "attach", "closure", "stages"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "gradients in buckets": dict(gradient_as_bucket_view=True),

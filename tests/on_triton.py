@@ -9,7 +9,20 @@ from typing import Any
 import torch
 
 import fallline
-from fallline import _fused, _optimizer, _triton, arturo, coolmomentum, koala, koala_m, koala_pp, koala_v, lodo
+from fallline import (
+    _curvature,
+    _fused,
+    _optimizer,
+    _triton,
+    arturo,
+    coolmomentum,
+    koala,
+    koala_m,
+    koala_metric,
+    koala_pp,
+    koala_v,
+    lodo,
+)
 from fallline._foreach import run
 from fallline._tape import SALT, Column, record
 
@@ -20,8 +33,10 @@ METHODS: list[tuple[Callable[..., Any], dict[str, Any]]] = [
     (fallline.VanillaKOALA, dict(weight_decay=0.1)),
     (fallline.MomentumKOALA, {}),
     (fallline.KOALAPlusPlus, dict(weight_decay=0.01)),
+    (fallline.OrthogonalKOALA, dict(weight_decay=0.1)),
     (fallline.ArTuRO, dict(lr=0.01)),
     (fallline.ArTuRO, dict(lr=0.01, newton_iters=2, weight_decay=0.1, intercept_init="centred", scope="tensor")),
+    (fallline.ArTuRO, dict(lr=0.01, newton_iters=2, weight_decay=0.1, curvature="second-moment")),
 ]
 
 
@@ -83,10 +98,21 @@ def kernels(weights: torch.dtype) -> Iterator[tuple[Any, list[Column], dict[str,
     yield koala_m.squared_distance, [P, S, S], dict(drifted=F64)
     yield koala_pp.products, [P, P, S, S], dict(weight_decay=F64)
     yield koala_pp.correct_, [P, P, S, S, N, N, N, N, B], dict(q=F64, weight_decay=F64, ok=BOOL)
+    known = dict(beta=F64, ok=BOOL)
+    yield koala_metric.average_, [P, P, S], dict(share=F64, ok=BOOL)
+    yield koala_metric.average_twice_, [P, P, S, S], dict(share=F64, share2=F64, ok=BOOL)
+    yield koala_metric.length, [P, P, S, N], known
+    yield koala_metric.adam_slope, [P, P, S, N, S, N], dict(eps=F64, **known)
+    yield koala_metric.move_, [P, P, S, N], dict(distance=F64, shrink=F64, **known)
+    yield koala_metric.adam_move_, [P, P, S, N, S, N], dict(distance=F64, shrink=F64, eps=F64, **known)
+    yield koala_metric.move_along_, [P, S], dict(distance=F64, shrink=F64)
     names = ("shrink", "start", "q", "q_quad", "r", "c", "floor", "per_radius", "less")
-    yield arturo.filter_, [P, P, S, S, S, S, S, S, K], {**dict.fromkeys(names, F64), "ok": BOOL}
-    yield arturo.secular, [P, S, S, S, N], dict(shrink=F64, c=F64, floor=F64)
-    yield arturo.move_, [P, S, S, S, N, N], dict(shrink=F64, c=F64, floor=F64, kappa=F64, nu=F64, ok=BOOL)
+    yield _curvature.rls_observe_, [P, P, S, S, S, S, S, S, K], {**dict.fromkeys(names, F64), "ok": BOOL}
+    names = ("shrink", "c", "floor", "per_radius", "less")
+    yield _curvature.second_moment_observe_, [P, P, S, S, S, N, N], {**dict.fromkeys(names, F64), "ok": BOOL}
+    for secular, move_ in arturo.KERNELS.values():
+        yield secular, [P, S, S, S, N], dict(shrink=F64, c=F64, floor=F64)
+        yield move_, [P, S, S, S, N, N], dict(shrink=F64, c=F64, floor=F64, kappa=F64, nu=F64, ok=BOOL)
     yield lodo.move_, [P, S], dict(shrink=F64, lr=F64)
     if weights == torch.bfloat16:
         yield lodo.move_, [P, S], {"shrink": F64, "lr": F64, SALT: torch.int64}

@@ -50,6 +50,14 @@ KOALA: Settings = {
     "maximize": {"maximize": True, "target": 100.0},
     "unguarded": {"skip_nonfinite": False, "weight_decay": 0.01},
 }
+METRIC: Settings = {
+    "default": {},
+    "tensor lr": ALL["tensor lr"],
+    "weight decay": {"weight_decay": 0.01, "lr": 0.02, "skip_nonfinite": False},
+    "maximize": {"maximize": True, "target": 100.0, "stochastic_rounding": True},
+    "noise and averages": {"r": 2.0, "alpha_r": 0.5, "q": 0.01, "beta": 0.0, "beta2": 0.9, "eps": 1e-6},
+    "unmeasured": {"measured": False},
+}
 NO_TARGET = {"maximize": True}
 UNFIT = {"target": "low"}
 KOALA_ERRORS = [(NO_TARGET, "target=0.0 with maximize=True"), (UNFIT, "target='low' is outside its range")]
@@ -67,6 +75,12 @@ INPUTS: dict[type[fallline.Optimizer], Settings] = {
         "fixed": {"q_rule": "fixed"},
     },
     fallline.KOALAPlusPlus: {**KOALA, "variance": {"sigma": 0.1, "q": 0.1}, "vanilla": {"symmetric": False}},
+    fallline.MetricKOALA: {
+        **METRIC,
+        "identity": {"metric": "identity", "q": 0.01},
+        "a callable": {"metric": torch.sign, "target": no_target},
+    },
+    fallline.OrthogonalKOALA: {**METRIC, "one metric": {"metric": "adam"}},
     fallline.ArTuRO: {
         **ALL,
         "maximize": {"maximize": True, "weight_decay": 0.01},
@@ -77,6 +91,7 @@ INPUTS: dict[type[fallline.Optimizer], Settings] = {
         "bisect": {"solver": "bisect"},
         "groups": {"scope": "group", "eta_min": 0.1},
         "tensors": {"scope": "tensor"},
+        "second moment": {"curvature": "second-moment", "beta2": 0.99},
     },
     fallline.LODO: {
         **ALL,
@@ -107,6 +122,8 @@ ERRORS: dict[type[fallline.Optimizer], list[tuple[Settings, str]]] = {
     fallline.VanillaKOALA: KOALA_ERRORS,
     fallline.MomentumKOALA: [*KOALA_ERRORS, ({"sc": 0.2}, r"sc=0.2 is outside its range: .*sc² <= sw sv")],
     fallline.KOALAPlusPlus: KOALA_ERRORS,
+    fallline.MetricKOALA: KOALA_ERRORS,
+    fallline.OrthogonalKOALA: KOALA_ERRORS,
     fallline.ArTuRO: [
         ({"nu": 0.0, "reg_weight": 0.0}, "nu=0.0 is outside its range"),
         ({"newton_iters": 1.5}, "newton_iters=1.5 is outside its range: a whole number"),

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bits import assert_bits
 from fallline import ArTuRO
+from fallline._curvature import rls_observe_
 from fallline._trust_region import Moments, TrustRegion
-from fallline.arturo import filter_
 from problem import at, batch_losses, lists, start, vector
 from reference import arturo as reference
 
@@ -72,6 +72,12 @@ def assert_same(optimizer: ArTuRO, parameters: list[Tensor], plain: reference.Ar
         assert p.detach().flatten().tolist() == pytest.approx(wanted, rel=rel, abs=rel)
         state = {name: value.flatten().tolist() for name, value in optimizer.state[p].items()}
         assert state["precision"] == pytest.approx([w.precision for w in block], rel=rel)
+        if "second_moment" in state:
+            if block[0].mean is not None:
+                assert state["second_moment"] == pytest.approx([w.second_moment for w in block], rel=rel, abs=rel)
+                assert state["intercept"] == pytest.approx([w.model[0] for w in block], rel=rel, abs=rel)
+                assert state["p00"] == pytest.approx([block[0].P[0][0]], rel=rel)
+            continue
         for name, (i, j) in {"p00": (0, 0), "p01": (0, 1), "p11": (1, 1)}.items():
             assert state[name] == pytest.approx([w.P[i][j] for w in block], rel=rel, abs=rel)
         assert state["started"] == [block[0].mean is not None]
@@ -232,6 +238,10 @@ CASES: dict[str, dict[str, Any]] = {
     "group": {"lr": 0.02, "scope": "group"},
     "tensor": {"lr": 0.02, "scope": "tensor"},
     "bisect": {"lr": 0.01, "solver": "bisect", "curvature_floor": -math.inf},
+    "second-moment": {"lr": 0.02, "curvature": "second-moment", "process_noise": 0.3, "beta2": 0.9},
+    "second-moment-prior": {"lr": 1.0, "curvature": "second-moment", "prior_prec": 0.2, "eta_min": 0.25}
+    | {"curvature_floor": 0.2, "scope": "tensor"},
+    "second-moment-bisect": {"lr": 0.01, "curvature": "second-moment", "solver": "bisect"},
 }
 OTHER = {"nu": 0.9, "reg_weight": 0.4, "curvature_init": 0.2, "intercept_init": "centred", "weight_decay": 0.2}
 
@@ -442,7 +452,7 @@ def test_moments_keep_the_bound_and_use_most_of_it(dtype: torch.dtype, slack: fl
 def test_atoms_bound_the_divergence_from_both_sides() -> None:
     """Gauss-Radau quadrature of a completely monotone function: above with the lower end, below with the upper."""
     group = SimpleNamespace(
-        lr=1.0, params=[None], owners=[torch.zeros(50)], multiplier=vector([0.0])[0], slope=[vector([0.0])]
+        lr=1.0, params=[None], owners=[torch.zeros(50)], multiplier=vector([0.0])[0], precision=[vector([0.0])]
     )
     region = TrustRegion([group], "global", squared=True)
     for seed in SEEDS:
@@ -669,7 +679,7 @@ def covariances(paths: Tensor, p0: float, q: Any, r: Any, rows: int = 1) -> Iter
     )
     for t, x in enumerate(paths):
         model = spare[0], spare[1]  # without gradient they stay at 0
-        filter_(x.expand(shape), spare[2], ones, *model, *mine, ones[0, 0], **settings)
+        rls_observe_(x.expand(shape), spare[2], ones, *model, *mine, ones[0, 0], **settings)
         wanted = subtract(*wanted, x.double(), Q, R)
         yield t, mine, wanted
 
@@ -799,6 +809,85 @@ def test_without_inertia_the_precision_is_at_rest_at_once() -> None:
 def test_the_precision_keeps_away_from_zero_and_infinity() -> None:
     assert precisions(2, reg_weight=0.0, nu=1e-15)[1:] == [1e12, 1e12]
     assert precisions(2, reg_weight=0.5, nu=0.0, prior_prec=0.0, curvature_init=-1.0)[1:] == [1e-12, 1e-12]
+
+
+# -- the second moment as curvature -------------------------------------------------------------------------------
+
+
+def by_moment(p: Tensor, **settings: Any) -> ArTuRO:
+    """The other curvature, over one parameter."""
+    return ArTuRO([p], curvature="second-moment", **settings)
+
+
+def test_a_constant_gradient_has_a_closed_form() -> None:
+    """sqrt(v) is |g| and b is g from the first step, whatever beta2 and the noises; so is Lambda known."""
+    g, kappa, nu, v0, bound = vector([0.3, -2.0, 1e-3]), 0.4, 1.6, 0.02, 1e-3
+    for fused in (False, True):
+        p = parameter([0.0, 0.0, 0.0])
+        settings = dict(reg_weight=kappa, nu=nu, var_init=v0, beta2=0.97, process_noise=0.3, fused=fused)
+        optimizer = by_moment(p, lr=bound, prior_prec=0.0, newton_iters=4, **settings)
+        precision = torch.full_like(p, 1 / v0)
+        for _ in range(20):
+            delta = move(optimizer, p, g)
+            eta = optimizer.eta.item()
+            assert ((precision * delta.square()).sum() / 2).item() == pytest.approx(bound, rel=1e-9)
+            torch.testing.assert_close(delta, -g / (g.abs() + eta * precision), rtol=1e-9, atol=0)
+            rest = g.abs() / kappa
+            precision = rest + (precision - rest) * nu / (kappa + nu)
+        state = optimizer.state[p]
+        torch.testing.assert_close(state["precision"], precision, rtol=1e-12, atol=0)
+        torch.testing.assert_close(state["second_moment"], g.square(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(state["intercept"], g, rtol=1e-12, atol=0)
+        assert optimizer.curvature.item() == pytest.approx(0.3, rel=1e-12)
+
+
+@pytest.mark.parametrize("eta_min", [0.0, 500.0])
+def test_at_rest_a_step_has_adams_direction_and_the_bounds_length(eta_min: float) -> None:
+    """With eta_min at most the length of a learning rate kappa / (kappa + eta_min)."""
+    kappa, bound = 0.5, 1e-4
+    p = parameter([0.0] * 50)
+    noise = torch.randn(60, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    settings = dict(lr=bound, reg_weight=kappa, nu=0.0, prior_prec=0.0, process_noise=0.1, measurement_noise=0.9)
+    optimizer = by_moment(p, newton_iters=4, eta_min=eta_min, **settings)
+    adam = torch.optim.Adam([q := parameter([0.0] * 50)], lr=1.0, betas=(0.0, 0.999), eps=0.0)
+    for t, row in enumerate(noise):
+        q.grad = row * torch.linspace(0.1, 3, 50)
+        adam.step()
+        state, moment = optimizer.state[p], adam.state[q]["exp_avg_sq"] / (1 - 0.999 ** (t + 1))
+        state["precision"].copy_(moment.sqrt() / kappa)
+        delta = move(optimizer, p, q.grad)
+    torch.testing.assert_close(state["second_moment"], moment, rtol=1e-12, atol=0)
+    direction = state["intercept"] / moment.sqrt()
+    length = math.sqrt(2 * bound * kappa) / (state["intercept"] / moment.sqrt().sqrt()).norm().item()
+    if eta_min:
+        assert length > kappa / (kappa + eta_min)
+    wanted = -min(length, kappa / (kappa + eta_min)) * direction
+    torch.testing.assert_close(delta, wanted, rtol=1e-9, atol=0)
+
+
+def test_the_filter_of_the_intercept_begins_as_a_mean_and_comes_to_a_steady_gain() -> None:
+    rows = torch.randn(60, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p = parameter([0.0] * 4)
+    mean = by_moment(p, lr=0.0, process_noise=0.0, measurement_noise=0.7)
+    for row in rows:
+        move(mean, p, row)
+    torch.testing.assert_close(mean.state[p]["intercept"], rows.mean(0), rtol=1e-12, atol=0)
+    q, r = 0.3, 0.7
+    steady = by_moment(p, lr=0.0, process_noise=q, measurement_noise=r)
+    for row in rows:
+        before = steady.state[p]["intercept"].clone()
+        move(steady, p, row)
+    predicted = (q + math.sqrt(q * q + 4 * q * r)) / 2
+    gain = predicted / (predicted + r)
+    torch.testing.assert_close(steady.state[p]["intercept"], before + gain * (rows[-1] - before), rtol=1e-12, atol=0)
+    assert {name for name, value in steady.state[p].items() if not value.dim()} == {"p00", "seen"}
+
+
+def test_gradients_whose_squares_are_too_large_for_float32_leave_a_finite_curvature() -> None:
+    p = parameter([0.0, 0.0], torch.float32)
+    optimizer = by_moment(p, lr=0.01, skip_nonfinite=False)
+    move(optimizer, p, [1e30, 1.0])
+    assert all(value.isfinite().all() for value in (p, *optimizer.state[p].values()))
 
 
 # -- invariances (section 10) ------------------------------------------------------------------------------------
@@ -1021,7 +1110,9 @@ def everything(optimizer: ArTuRO, parameters: list[Tensor]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"solver": "bisect"}, {"scope": "tensor", "intercept_init": "centred"}], ids=str
+    "settings",
+    [{}, {"solver": "bisect"}, {"scope": "tensor", "intercept_init": "centred"}, {"curvature": "second-moment"}],
+    ids=str,
 )
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_nonfinite_gradient_in_mid_run_changes_nothing(bad: float, settings: dict[str, Any]) -> None:
@@ -1086,6 +1177,8 @@ def test_float32_stays_near_float64(iters: int, near: float) -> None:
         ({"filter_var_init": -1e-9}, r"^filter_var_init=-1e-09.*range.*\[0, inf\)"),
         ({"process_noise": -1e-9}, r"^process_noise=-1e-09.*range.*\[0, inf\)"),
         ({"process_noise_quad": -1e-9}, r"^process_noise_quad=-1e-09.*range.*\[0, inf\)"),
+        ({"beta2": 1.0}, r"^beta2=1\.0.*range.*\[0, 1\)"),
+        ({"curvature": "hessian"}, r"^curvature='hessian' is unknown.*'rls', 'second-moment'"),
         ({"newton_iters": 2.5}, r"^newton_iters=2\.5.*range.*whole"),
         ({"newton_iters": -1}, r"^newton_iters=-1.*range"),
         ({"curvature_floor": -math.inf}, r"^curvature_floor=-inf.*range"),
@@ -1122,7 +1215,10 @@ def test_arguments_at_the_ends_of_their_ranges(settings: dict[str, Any]) -> None
     assert optimizer.state[p]["precision"].isfinite().all()
 
 
-@pytest.mark.parametrize("setting", [{"solver": "bisect"}, {"newton_iters": 7}, {"eta_min": 0.5}, {"scope": "tensor"}])
+@pytest.mark.parametrize(
+    "setting",
+    [{"solver": "bisect"}, {"newton_iters": 7}, {"eta_min": 0.5}, {"scope": "tensor"}, {"curvature": "second-moment"}],
+)
 def test_how_to_solve_is_one_for_all_groups(setting: dict[str, Any]) -> None:
     optimizer = ArTuRO([parameter([0.0])])
     with pytest.raises(ValueError, match=f"^{next(iter(setting))}=.*one for the whole optimizer"):

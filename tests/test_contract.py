@@ -35,6 +35,8 @@ TABLE: dict[str, tuple[type[fallline.Optimizer], dict[str, Any]]] = {
     "koala-pp": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1)),
     "koala-pp-decay": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1, weight_decay=0.1)),
     "koala-pp-vanilla": (fallline.KOALAPlusPlus, dict(lr=0.5, symmetric=False, skip_nonfinite=False)),
+    "koala-orthogonal-decay": (fallline.OrthogonalKOALA, dict(lr=0.5, q=1e-2, weight_decay=0.1)),
+    "koala-metric-identity": (fallline.MetricKOALA, dict(metric="identity", beta=0.5, q=1e-2, skip_nonfinite=False)),
     "arturo": (fallline.ArTuRO, dict(lr=0.05)),
     "arturo-decay": (
         fallline.ArTuRO,
@@ -43,6 +45,7 @@ TABLE: dict[str, tuple[type[fallline.Optimizer], dict[str, Any]]] = {
     "arturo-bisect": (fallline.ArTuRO, dict(lr=0.05, solver="bisect", curvature_floor=float("-inf"))),
     "arturo-group": (fallline.ArTuRO, dict(lr=0.05, scope="group", eta_min=0.25)),
     "arturo-tensor": (fallline.ArTuRO, dict(lr=0.05, scope="tensor", skip_nonfinite=False)),
+    "arturo-second-moment": (fallline.ArTuRO, dict(lr=0.01, curvature="second-moment", process_noise=0.1)),
     "lodo": (fallline.LODO, dict(lr=0.1, meta_lr=0.01, depth=5)),
     "lodo-decay": (
         fallline.LODO,
@@ -62,6 +65,7 @@ METHODS = [
     "koala-v-decay",
     "koala-m-decay",
     "koala-pp-decay",
+    "koala-orthogonal-decay",
     "lodo-decay",
 ]  # one a method, where a promise costs seconds
 
@@ -505,7 +509,16 @@ def test_a_nonfinite_step_changes_nothing(name: str, bad: str, first: bool) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["cool", "koala-v-unguarded", "koala-m-unguarded", "koala-pp-vanilla", "arturo-tensor", "lodo-unguarded"]
+    "name",
+    [
+        "cool",
+        "koala-v-unguarded",
+        "koala-m-unguarded",
+        "koala-pp-vanilla",
+        "koala-metric-identity",
+        "arturo-tensor",
+        "lodo-unguarded",
+    ],
 )
 def test_without_the_guard_a_nan_is_seen(name: str) -> None:
     model = net()
@@ -648,7 +661,7 @@ def test_bad_arguments_are_named_with_value_and_range(cls: type[fallline.Optimiz
                 cls([w], **{name: value})
             assert interval in str(caught.value)
     for name in cls._choices:
-        with pytest.raises(ValueError, match=rf"^{name}='nonsense' is unknown: one of '"):
+        with pytest.raises(ValueError, match=rf"^{name}='nonsense' is unknown: one of "):
             cls([w], **{name: "nonsense"})
     with pytest.raises(TypeError, match="no_such_setting"):
         cls([w], no_such_setting=1)

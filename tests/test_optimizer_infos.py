@@ -286,8 +286,8 @@ class TestOptimizerInfos(TestCase):
 
         Not of ArTuRO, whose quadratic model has a curvature about 0 from the start.
         """
-        for one, problem, opt in made(optim_info, device, dtype):
-            if not one.kwargs.get("weight_decay") and optim_info.optim_cls is not fallline.ArTuRO:
+        for _, problem, opt in made(optim_info, device, dtype):
+            if not opt.defaults["weight_decay"] and optim_info.optim_cls is not fallline.ArTuRO:
                 before = problem.values()
                 for p in problem.params():
                     p.grad = torch.zeros_like(p)

@@ -20,6 +20,8 @@ def params() -> list[nn.Parameter]:
         ("koala-v", fallline.VanillaKOALA),
         ("KOALA-M", fallline.MomentumKOALA),
         ("koala-pp", fallline.KOALAPlusPlus),
+        ("koala-metric", fallline.MetricKOALA),
+        ("koala-orthogonal", fallline.OrthogonalKOALA),
         ("arTuRO", fallline.ArTuRO),
         ("LODO", fallline.LODO),
         ("coolmomentum", fallline.CoolMomentum),
@@ -37,7 +39,8 @@ def test_a_name_makes_its_optimizer(name: str, cls: type) -> None:
 
 def test_every_listed_name_is_found() -> None:
     names = fallline.list_optimizers()
-    assert names[:6] == ["arturo", "coolmomentum", "koala-m", "koala-pp", "koala-v", "lodo"]
+    koalas = ["koala-m", "koala-metric", "koala-orthogonal", "koala-pp", "koala-v"]
+    assert names[:8] == ["arturo", "coolmomentum", *koalas, "lodo"]
     assert {"sgd", "adamw", "muon"} <= set(names)
     assert len(names) == len(set(names))
     for name in names:

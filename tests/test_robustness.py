@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, configuration, given, seed, settings
@@ -25,6 +26,8 @@ from reference import arturo as arturo_reference
 from reference import coolmomentum as cool_reference
 from reference import koala as koala_reference
 from reference import lodo as lodo_reference
+from reference.koala_metric import WHOLE as METRIC_SETTINGS
+from reference.koala_metric import MetricKoala
 from reference.koala_pp import PlusPlus
 
 SEED = os.environ.get("FALLLINE_SEED")
@@ -35,6 +38,7 @@ CLASSES: dict[str, type[fallline.Optimizer]] = {
     "koala-v": fallline.VanillaKOALA,
     "koala-m": fallline.MomentumKOALA,
     "koala-pp": fallline.KOALAPlusPlus,
+    "koala-orthogonal": fallline.OrthogonalKOALA,
     "arturo": fallline.ArTuRO,
     "lodo": fallline.LODO,
 }
@@ -101,6 +105,7 @@ USUAL = {  # a range in which nothing diverges within three steps, for settings 
     "cool_steps": (1.0, 20.0),
     "hold_steps": (0.0, 3.0),
     "beta": (0.0, 0.95),
+    "beta2": (0.0, 0.99),
     "a": (0.0, 1.0),
     "alpha_r": (0.0, 1.0),
     "sc": (-0.01, 0.01),
@@ -234,6 +239,13 @@ class Plain:
             self.values = blocks
             self.optimizer = optimizer
             self.networks = [lodo_network(net) for net in optimizer.networks]
+        elif name == "koala-orthogonal":
+            alike = optimizer.defaults["metric"]
+            rest = {key: optimizer.defaults[key] for key in METRIC_SETTINGS}
+            shapes = [(*p.shape, 2) if p.is_complex() else tuple(p.shape) for p, _ in owned]
+            arrays = [np.array(block).reshape(shape) for block, shape in zip(blocks, shapes, strict=True)]
+            decay = own["weight_decay"]
+            self.metric = MetricKoala(arrays, own["lr"], [alike] * len(arrays), weight_decay=decay, **rest)
         else:
             rest = {key: value for key, value in chosen.items() if key not in own}
             cls: Any = {"koala-v": koala_reference.Vanilla, "koala-m": koala_reference.Momentum, "koala-pp": PlusPlus}
@@ -254,6 +266,10 @@ class Plain:
             ]
             if gs:
                 lodo_reference.iterate(self.networks, lambda *xs: torch.cat(xs) @ torch.cat(gs))
+        elif self.name == "koala-orthogonal":
+            shapes = [x.shape for x in self.metric.tensors]
+            arrays = [np.array(g).reshape(shape) for g, shape in zip(gradients, shapes, strict=True)]
+            self.metric.step(np.array(loss), arrays)
         else:
             self.koala.step(loss, gradients)
 
@@ -270,6 +286,8 @@ class Plain:
                 for p, n in zip(net.parameters, net.sizes, strict=True):
                     found[self.index[p]], values = values[:n], values[n:]
             return found
+        if self.name == "koala-orthogonal":
+            return [x.flatten().tolist() for x in self.metric.tensors]
         blocks: list[list[float]] = self.koala.blocks
         return blocks
 
@@ -390,6 +408,7 @@ FUSED: dict[str, Settings] = {
     "koala-v": {"lr": 0.5, "sigma": 0.1},
     "koala-m": {"lr": 0.5},
     "koala-pp": {"lr": 0.5, "sigma": 0.1, "q": 0.1},
+    "koala-orthogonal": {"lr": 0.5, "q": 1e-2, "weight_decay": 0.0},
     "arturo": {"lr": 0.05},
     "lodo": {"lr": 0.1, "meta_lr": 0.01, "preconditioner": "global"},  # the one whose graph fits all shapes
 }
@@ -450,6 +469,7 @@ WEIGHTS: dict[str, dict[str, int]] = {
     "koala-v": {"sigma": 2, "q": 2, "weight_decay": -2},
     "koala-m": {"sw": 2, "sc": 2, "sv": 2, "qw": 2, "qv": 2, "weight_decay": -2},
     "koala-pp": {"sigma": 2, "q": 2, "weight_decay": -2},
+    "koala-orthogonal": {"q": 2, "eps": -1, "weight_decay": -1},
     "arturo": {
         "var_init": 2,
         "prior_prec": -2,
@@ -466,6 +486,7 @@ LOSS: dict[str, dict[str, int]] = {
     "koala-v": {"r": 2, "target": 1, "weight_decay": 1},
     "koala-m": {"r": 2, "target": 1, "weight_decay": 1},
     "koala-pp": {"r": 2, "target": 1, "weight_decay": 1},
+    "koala-orthogonal": {"r": 2, "target": 1, "eps": 1},
     "arturo": {
         "reg_weight": 1,
         "nu": 1,
@@ -528,6 +549,8 @@ def test_in_other_units_of_the_weights_the_path_is_the_same(
     name: str, data: st.DataObject, problem: Tensors, k: float
 ) -> None:
     chosen = drawn(data, name)
+    if name == "arturo":
+        chosen["curvature"] = "rls"  # the root of a second moment has not a Hessian's unit
     one = trajectory(name, problem, chosen, torch.float64)
     two = trajectory(name, problem, scaled(chosen, WEIGHTS[name], k), torch.float64, x=k, g=1 / k)
     assert_near(name, two, one, 1e-12)

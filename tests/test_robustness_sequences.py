@@ -30,7 +30,15 @@ PARTS = 4  # tests that share a method's sequences, for the workers of pytest-xd
 Call = tuple[str, int]
 
 # Sequences of each method; the methods whose step is slow (see benchmarks/README.md) get fewer of the ten thousand.
-SEQUENCES = {"cool": 3600, "koala-v": 4000, "koala-m": 1200, "koala-pp": 700, "arturo": 200, "lodo": 300}
+SEQUENCES = {
+    "cool": 3600,
+    "koala-v": 3800,
+    "koala-m": 1200,
+    "koala-pp": 700,
+    "koala-orthogonal": 200,
+    "arturo": 200,
+    "lodo": 300,
+}
 
 # What the constructor is given: one of each.
 MEASURED: dict[str, tuple[Any, ...]] = {"lr": (1.0, 0.3), "r": (None, 1.0), "alpha_r": (0.9, 0.0), "target": (0.0, 0.1)}
@@ -48,9 +56,12 @@ SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
     "koala-m": MEASURED
     | {"a": (0.9, 0.0, 1.0), "q_rule": ("reference", "paper", "fixed"), "average_init": ("params", "zeros")},
     "koala-pp": MEASURED | {"sigma": (0.1, 0.0), "q": (1.0, 0.01), "symmetric": (True, False)},
+    "koala-orthogonal": MEASURED
+    | {"metric": ("orthogonal", "orthogonal", "adam", "identity"), "q": (1e-3, 0.1), "beta": (0.95, 0.0)},
     "arturo": {
         "lr": (0.05, 0.003),
         "newton_iters": (0, 0, 2),
+        "curvature": ("rls", "second-moment"),
         "intercept_init": ("grad", "centred"),
         "scope": ("global", "group", "tensor"),
         "eta_min": (0.0, 0.25),

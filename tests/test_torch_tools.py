@@ -24,11 +24,12 @@ METHODS: dict[str, tuple[type[fallline.Optimizer], dict[str, Any]]] = {
     "koala-v": (fallline.VanillaKOALA, dict(sigma=0.1)),
     "koala-m": (fallline.MomentumKOALA, {}),
     "koala-pp": (fallline.KOALAPlusPlus, dict(sigma=0.1, q=0.1)),
+    "koala-orthogonal": (fallline.OrthogonalKOALA, dict(q=1e-2)),
     "arturo": (fallline.ArTuRO, {}),
     "lodo": (fallline.LODO, dict(depth=3)),
     "cool": (fallline.CoolMomentum, dict(rho_0=0.9, cool_steps=20, skip_nonfinite=True)),
 }
-KOALAS = ["koala-v", "koala-m", "koala-pp"]
+KOALAS = ["koala-v", "koala-m", "koala-pp", "koala-orthogonal"]
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -648,7 +649,7 @@ def test_an_optimizer_in_backward_equals_the_ordinary_where_it_can(method: str) 
     close(tensors(inside), tensors(plain), 1e-12)
 
 
-@pytest.mark.parametrize("method", ["koala-v", "koala-m", "arturo", "lodo"])
+@pytest.mark.parametrize("method", ["koala-v", "koala-m", "koala-orthogonal", "arturo", "lodo"])
 def test_a_coupled_method_in_backward_is_another_method(method: str) -> None:
     """Which is why the table of ``SEPARABLE`` names what it equals."""
     inside, plain = Lossy(), net()
@@ -775,7 +776,7 @@ def test_zero_redundancy_equals_one_process(method: str, two_ranks: list[dict[st
     assert_bits(two_ranks[0][method]["end"], two_ranks[1][method]["end"])
 
 
-@pytest.mark.parametrize("method", ["koala-v", "koala-m", "koala-pp", "arturo", "lodo"])
+@pytest.mark.parametrize("method", ["koala-v", "koala-m", "koala-pp", "koala-orthogonal", "arturo", "lodo"])
 def test_zero_redundancy_is_refused_where_a_step_couples_tensors(method: str, two_ranks: list[dict[str, Any]]) -> None:
     for result in two_ranks:
         assert isinstance(result[method], str)

@@ -6,6 +6,7 @@ from .arturo import ArTuRO
 from .coolmomentum import CoolMomentum
 from .koala import KOALA
 from .koala_m import MomentumKOALA
+from .koala_metric import MetricKOALA, OrthogonalKOALA
 from .koala_pp import KOALAPlusPlus
 from .koala_v import VanillaKOALA
 from .lodo import LODO
@@ -17,8 +18,10 @@ __all__ = [
     "ArTuRO",
     "CoolMomentum",
     "KOALAPlusPlus",
+    "MetricKOALA",
     "MomentumKOALA",
     "Optimizer",
+    "OrthogonalKOALA",
     "VanillaKOALA",
     "create_optimizer",
     "list_optimizers",

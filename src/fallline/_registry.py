@@ -10,6 +10,7 @@ from ._optimizer import Params
 from .arturo import ArTuRO
 from .coolmomentum import CoolMomentum
 from .koala_m import MomentumKOALA
+from .koala_metric import MetricKOALA, OrthogonalKOALA
 from .koala_pp import KOALAPlusPlus
 from .koala_v import VanillaKOALA
 from .lodo import LODO
@@ -18,6 +19,8 @@ OURS: dict[str, type[torch.optim.Optimizer]] = {
     "arturo": ArTuRO,
     "coolmomentum": CoolMomentum,
     "koala-m": MomentumKOALA,
+    "koala-metric": MetricKOALA,
+    "koala-orthogonal": OrthogonalKOALA,
     "koala-pp": KOALAPlusPlus,
     "koala-v": VanillaKOALA,
     "lodo": LODO,

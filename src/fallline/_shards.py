@@ -37,6 +37,18 @@ def whole(t: Tensor) -> Tensor:
     return torch.view_as_real(t) if t.is_complex() else t
 
 
+def gathered(t: Tensor, p: Tensor) -> Tensor:
+    """The whole of a tensor that is laid out as ``p``, and of which ``t`` is what this rank holds."""
+    shard = _sharded(p)
+    if shard is None:
+        return t
+    from torch.distributed.tensor import DTensor
+
+    shape = torch.Size((*p.shape, 2) if p.is_complex() else p.shape)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(t, shard.device_mesh, shard.placements, shape=shape, stride=stride).full_tensor()
+
+
 def part(t: Tensor, p: Tensor) -> Tensor:
     """What this rank holds of ``p``, out of a flat real tensor that has its :func:`size`, the same on every rank."""
     t = t.view((*p.shape, 2) if p.is_complex() else p.shape)

@@ -72,7 +72,7 @@ class TrustRegion:
         self.stretch = 1 / self.share  # a tensor whose bound is 0 has an infinite multiplier, so it does not move;
         self.weight = torch.where(self.bounds > 0, self.stretch, 0.0)  # and no weight in its constraint
         self.count = float(sum(size(p) for t in groups for p in t.owners))
-        precision = max((torch.finfo(a.dtype) for t in groups for a in t.slope), key=lambda info: info.eps)
+        precision = max((torch.finfo(a.dtype) for t in groups for a in t.precision), key=lambda info: info.eps)
         # A computed step keeps to the bound if it aims this much below: the step is rounded, and so are moments.
         self.margin = 1 - (32 if squared else 8) * precision.eps
         self.least = torch.full_like(self.bound, TINY)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import clean
+from . import _curvature
 from ._optimizer import Optimizer, Params, full_like, scalar_like, zeros_like
-from ._trust_region import TINY, Moments, TrustRegion, join
+from ._trust_region import Moments, TrustRegion, join
 
 PUBLISHED = {
     name: dict(lr=lr, reg_weight=kappa, measurement_noise=r, process_noise=q, weight_decay=decay)
@@ -22,112 +22,10 @@ PUBLISHED = {
 }
 
 
-def model(x: Tensor, a: Tensor, b: Tensor, c: float | Tensor, floor: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the quadratic model and its curvature h at x; c is kappa times the prior's precision."""
-    return torch.addcmul(b, a + c, x), a.clamp_min(floor).add_(c)
-
-
-def filter_(
-    p: Tensor,
-    g: Tensor,
-    precision: Tensor,
-    a: Tensor,
-    b: Tensor,
-    p00: Tensor,
-    p01: Tensor,
-    p11: Tensor,
-    started: Tensor,
-    *,
-    shrink: float | Tensor | None,
-    start: float | None,
-    q: float,
-    q_quad: float,
-    r: float,
-    c: float,
-    floor: float,
-    per_radius: Tensor,
-    less: float,
-    ok: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """Recursive least squares of g on (1, p), state (b, a); then what the step's multiplier is found from.
-
-    The covariance, of determinant d, is not subtracted from but divided, so that it stays positive:
-    P00 <- (P00 r + x^2 d) / S,  P01 <- (P01 r - x d) / S,  P11 <- (P11 r + d) / S.
-    """
-    x, g = p if shrink is None else p * shrink, clean(g, ok)
-    first = g if start is None else g - start * x
-    b_ = torch.where(started > 0, b, first)
-    c00, c11 = p00 + q, p11 + q_quad
-    k0, k1 = c00 + p01 * x, p01 + c11 * x
-    by = (k0 + k1 * x).clamp_min_(0).add_(r).reciprocal_()  # 1 / S
-    delta = (g - b_).sub_(a * x).mul_(by)
-    d = (c00 * c11).sub_(p01 * p01).clamp_min_(0)
-    xd = x * d
-    new = (
-        torch.addcmul(b_, k0, delta),
-        torch.addcmul(a, k1, delta),
-        c00.mul_(r).addcmul_(x, xd).mul_(by),
-        (p01 * r).sub_(xd).mul_(by),
-        c11.mul_(r).add_(d).mul_(by),
-    )
-    for old, value in zip((b, a, p00, p01, p11), new, strict=True):
-        old.copy_(value if ok is None else torch.where(ok, value, old))
-
-    slope, h = model(x, a, b, c, floor)
-    variance = precision.reciprocal()
-    w = h.mul_(variance)
-    z2 = slope.square().mul_(variance)
-    z2w = z2 * w
-    moments = z2.sum(), z2w.sum(), (z2w * w).sum()
-    if not p.numel():
-        return (*moments, *[p.new_full((), -torch.inf)] * 3)
-    most = slope.abs().mul_(variance.sqrt_()).mul_(per_radius)
-    return (*moments, (-w).amax(), w.amax(), most.sub_(w.mul_(less)).amax())
-
-
-def secular(
-    p: Tensor,
-    precision: Tensor,
-    a: Tensor,
-    b: Tensor,
-    eta: Tensor,
-    *,
-    shrink: float | Tensor | None,
-    c: float,
-    floor: float,
-) -> tuple[Tensor, ...]:
-    """In whitened coordinates, the sums of z^2 / (w + eta)^2 and of z^2 / (w + eta)^3."""
-    slope, h = model(p if shrink is None else p * shrink, a, b, c, floor)
-    denominator = h.add_(eta * precision).clamp_min_(TINY)
-    y2 = slope.div_(denominator).square_().mul_(precision)
-    return y2.sum(), y2.mul_(precision).div_(denominator).sum()
-
-
-def move_(
-    p: Tensor,
-    precision: Tensor,
-    a: Tensor,
-    b: Tensor,
-    eta: Tensor,
-    scale: Tensor,
-    *,
-    shrink: float | Tensor | None,
-    c: float,
-    floor: float,
-    kappa: float,
-    nu: float,
-    ok: Tensor | None,
-) -> tuple[Tensor]:
-    """The step and the new precision; the sum is twice the step's KL divergence."""
-    if shrink is not None:
-        p.mul_(shrink)
-    slope, h = model(p, a, b, c, floor)
-    step = slope.div_((h + eta * precision).clamp_min_(TINY)).mul_(scale)
-    p.sub_(step)
-    kl = step.square_().mul_(precision).sum()
-    new = h.add_(precision * nu).div_(kappa + nu).clamp_(1e-12, 1e12)
-    precision.copy_(new if ok is None else torch.where(ok, new, precision))
-    return (kl,)
+KERNELS = {
+    "rls": (_curvature.rls_secular, _curvature.rls_move_),
+    "second-moment": (_curvature.second_moment_secular, _curvature.second_moment_move_),
+}
 
 
 class ArTuRO(Optimizer):
@@ -147,6 +45,21 @@ class ArTuRO(Optimizer):
     :math:`\Lambda \leftarrow (h + \nu \Lambda) / (\kappa + \nu)`. State: precision, slope, intercept and the filter's
     covariance p00, p01, p11 of (b, a), in float32 for half-precision parameters.
 
+    With ``curvature="second-moment"`` the curvature is the root of Adam's second moment with its bias correction,
+    :math:`h = \max(\sqrt{\hat v}, \text{floor}) + \kappa \lambda_p`, and the model of the gradient its intercept alone,
+    :math:`\hat g = b + \kappa \lambda_p \theta`, begun with the first gradient: ``filter_var_init``,
+    ``process_noise_quad``, ``curvature_init`` and ``intercept_init`` have no part in it. State: precision,
+    second_moment, intercept, and two numbers a tensor. The precision comes to :math:`h / \kappa`, and so a step to
+    Adam's direction at the length that the bound allows to all weights together,
+
+    .. math:: \Delta = -\frac{\kappa}{\kappa + \eta} \frac{\hat g}{h}, \quad
+              \frac{\kappa}{\kappa + \eta} = \min\Bigl(\frac{\kappa}{\kappa + \eta_{\min}},
+              \sqrt{2 \epsilon \kappa} \, \bigl\| \hat g / \sqrt h \bigr\|^{-1}\Bigr).
+
+    A root of squared gradients has the unit of a gradient and not of a Hessian. So a loss k times as large takes
+    ``reg_weight`` and ``nu`` k times as large for the same path (or, but for the start, ``lr``: :math:`\epsilon \kappa`
+    is in the loss's unit), and in other units of the weights no settings give the same path, as with Adam.
+
     Args:
         params: parameters or parameter groups; all settings but ``solver``, ``newton_iters``, ``eta_min``, ``scope``,
             ``skip_nonfinite`` and ``fused`` may differ between groups. Groups with different ``lr`` share one
@@ -162,7 +75,9 @@ class ArTuRO(Optimizer):
         process_noise_quad: the same of the slope; None: as the intercept's.
         measurement_noise: variance of a gradient around the model. Only ratios of the three noises matter.
         curvature_init: slope before the first step.
-        curvature_floor: smallest slope that counts as curvature.
+        curvature_floor: smallest slope that counts as curvature, or root of a second moment.
+        curvature: ``"rls"``, recursive least squares of the gradient on the weight, as published; ``"second-moment"``.
+        beta2: of the second moment: the share of it that a step keeps.
         weight_decay: shrinks the weights by ``1 - lr * weight_decay`` before the step.
         solver: ``"newton"``, exact; ``"bisect"``, the authors' loose bisection, whose steps may exceed the bound.
         newton_iters: passes over the weights that refine the multiplier. The bound holds with any number; with one or
@@ -207,16 +122,18 @@ class ArTuRO(Optimizer):
         "measurement_noise": "(0, inf)",
         "curvature_init": "(-inf, inf)",
         "curvature_floor": "[-inf, inf)",
+        "beta2": "[0, 1)",
         "weight_decay": "[0, inf)",
         "newton_iters": "[0, inf)",
         "eta_min": "[0, inf)",
     }
     _choices = {
+        "curvature": ("rls", "second-moment"),
         "solver": ("newton", "bisect"),
         "intercept_init": ("grad", "centred"),
         "scope": ("global", "group", "tensor"),
     }
-    _whole = Optimizer._whole | {"solver", "newton_iters", "eta_min", "scope"}
+    _whole = Optimizer._whole | {"curvature", "solver", "newton_iters", "eta_min", "scope"}
     _solution: tuple[Tensor, Tensor] | None = None  # eta and KL of the last step, one number a constraint
 
     def __init__(
@@ -234,6 +151,8 @@ class ArTuRO(Optimizer):
         measurement_noise: float = 1.22,
         curvature_init: float = 0.1,
         curvature_floor: float = 0.0,
+        curvature: str = "rls",
+        beta2: float = 0.999,
         weight_decay: float = 0.0,
         solver: str = "newton",
         newton_iters: int = 0,
@@ -249,6 +168,7 @@ class ArTuRO(Optimizer):
         noises = dict(process_noise=process_noise, process_noise_quad=process_noise_quad)
         noises |= dict(filter_var_init=filter_var_init, measurement_noise=measurement_noise)
         model = dict(curvature_init=curvature_init, curvature_floor=curvature_floor, intercept_init=intercept_init)
+        model |= dict(curvature=curvature, beta2=beta2)
         solve = dict(solver=solver, newton_iters=newton_iters, eta_min=eta_min, scope=scope)
         run = dict(
             weight_decay=weight_decay,
@@ -284,10 +204,19 @@ class ArTuRO(Optimizer):
             raise ValueError(f"curvature_floor={floor!r} is outside its range: a number in [{least!r}, inf)")
 
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        precision, intercept = full_like(p, 1 / group["var_init"]), zeros_like(p)
+        if group["curvature"] == "second-moment":
+            return {
+                "precision": precision,
+                "second_moment": zeros_like(p),
+                "intercept": intercept,
+                "p00": scalar_like(p),
+                "seen": scalar_like(p),
+            }
         return {
-            "precision": full_like(p, 1 / group["var_init"]),
+            "precision": precision,
             "slope": full_like(p, group["curvature_init"]),
-            "intercept": zeros_like(p),
+            "intercept": intercept,
             "p00": full_like(p, group["filter_var_init"]),
             "p01": zeros_like(p),
             "p11": full_like(p, group["filter_var_init"]),
@@ -301,25 +230,24 @@ class ArTuRO(Optimizer):
         ok = self._finite(groups) if groups[0].skip_nonfinite else None
         one, sums = groups[0], []
         by_moments = one.solver == "newton" and not one.newton_iters
+        secular, move_ = KERNELS[one.curvature]
         for t in groups:
             t.shrink = None
             if t.weight_decay:
                 decay = t.lr * t.weight_decay
                 t.shrink = 1 - (decay if ok is None else ok.to(shared.multiplier.dtype) * decay)
             t.known = dict(shrink=t.shrink, c=t.reg_weight * t.prior_prec, floor=t.curvature_floor)
-            quad = t.process_noise if t.process_noise_quad is None else t.process_noise_quad
-            scalars = dict(q=t.process_noise, q_quad=quad, r=t.measurement_noise, ok=ok, **t.known)
-            scalars["start"] = t.curvature_init if t.intercept_init == "centred" else None
+            scalars = dict(ok=ok, less=0.0 if by_moments else 1.0, **t.known)
             scalars["per_radius"] = torch.ones_like(shared.multiplier).mul(2 * t.lr).rsqrt()
-            scalars["less"] = 0.0 if by_moments else 1.0
-            state = (t.precision, t.slope, t.intercept, t.p00, t.p01, t.p11, t.started)
-            sums.append(self._sums(filter_, t, t.grads, *state, maxima=3, **scalars))
+            observe = self._regress if one.curvature == "rls" else self._average
+            sums.append(observe(t, scalars))
+            t.model = (t.precision, t.slope if one.curvature == "rls" else t.second_moment, t.intercept)
 
         region = TrustRegion(groups, one.scope, squared=by_moments)
 
         def at(own: Tensor) -> tuple[Tensor, Tensor]:
             parts = zip(groups, own.split(region.sizes), strict=True)
-            rows = [self._sums(secular, t, t.precision, t.slope, t.intercept, part, **t.known) for t, part in parts]
+            rows = [self._sums(secular, t, *t.model, part, **t.known) for t, part in parts]
             squares, cubes = map(join, zip(*rows, strict=True))
             return squares, cubes
 
@@ -337,13 +265,41 @@ class ArTuRO(Optimizer):
         squares: list[Tensor] = []
         for t, own, by in zip(groups, region.own(eta).split(region.sizes), scale.split(region.sizes), strict=True):
             run = dict(kappa=t.reg_weight, nu=t.nu, ok=ok, **t.known)
-            squares += self._sums(move_, t, t.precision, t.slope, t.intercept, own, by, **run)
-            had = torch.stack(t.started).to(by.dtype)
-            now = torch.ones_like(had) if ok is None else had.maximum(ok.to(had.dtype))
-            torch._foreach_copy_(t.started, now.unbind())
+            squares += self._sums(move_, t, *t.model, own, by, **run)
         multiplier = eta.amax()
         shared.multiplier.copy_(multiplier if ok is None else torch.where(ok, multiplier, shared.multiplier))
         self._solution = region.each(eta), region.each(region.over(torch.sum, join(squares) / 2))
+
+    def _regress(self, t: SimpleNamespace, scalars: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Slope and intercept learn from the gradient."""
+        quad = t.process_noise if t.process_noise_quad is None else t.process_noise_quad
+        noises = dict(q=t.process_noise, q_quad=quad, r=t.measurement_noise)
+        start = t.curvature_init if t.intercept_init == "centred" else None
+        state = (t.precision, t.slope, t.intercept, t.p00, t.p01, t.p11, t.started)
+        sums = self._sums(_curvature.rls_observe_, t, t.grads, *state, maxima=3, start=start, **noises, **scalars)
+        had, ok = torch.stack(t.started), scalars["ok"]
+        now = torch.ones_like(had) if ok is None else had.maximum(ok.to(had.dtype))
+        torch._foreach_copy_(t.started, now.unbind())
+        return sums
+
+    def _average(self, t: SimpleNamespace, scalars: dict[str, Any]) -> tuple[Tensor, ...]:
+        """Second moment and intercept learn from the gradient.
+
+        The first gradient is all that is known of its mean: gain 1, variance r. With W <- 1 + beta2 W, in ``seen``,
+        1 / W is the newest square's share of Adam's corrected average, (1 - beta2) / (1 - beta2^t).
+        """
+        ok, like = scalars["ok"], scalars["per_radius"]
+        p00, seen = (torch.stack(own).to(like.dtype) for own in (t.p00, t.seen))
+        predicted = p00 + t.process_noise
+        gain = torch.where(seen > 0, predicted / (predicted + t.measurement_noise), 1.0)
+        new = gain * t.measurement_noise, seen * t.beta2 + 1
+        for states, old, value in zip((t.p00, t.seen), (p00, seen), new, strict=True):
+            torch._foreach_copy_(states, (value if ok is None else torch.where(ok, value, old)).unbind())
+        share = 1 / new[1]
+        if ok is not None:
+            gain, share = gain * ok, share * ok
+        lists = (t.grads, t.precision, t.second_moment, t.intercept, gain, share)
+        return self._sums(_curvature.second_moment_observe_, t, *lists, maxima=3, **scalars)
 
     # -- readings: what the last step found, one number a constraint: 0-D, or [groups] or [tensors] with ``scope`` ----
 
@@ -367,11 +323,10 @@ class ArTuRO(Optimizer):
     @torch.no_grad()
     def curvature(self) -> Tensor:
         """Median of the curvatures h of all weights, or of those on this rank: 0-D tensor. One pass and a sort."""
-        curvatures = [
-            (a.clamp_min(t.curvature_floor) + t.reg_weight * t.prior_prec).flatten()
-            for t in self._groups(lambda p: p in self.state)
-            for a in t.slope
-        ]
+        curvatures = []
+        for t in self._groups(lambda p: p in self.state):
+            own = t.slope if t.curvature == "rls" else [v.sqrt() for v in t.second_moment]
+            curvatures += [(a.clamp_min(t.curvature_floor) + t.reg_weight * t.prior_prec).flatten() for a in own]
         return torch.cat(curvatures).median()
 
     def _reading(self, i: int) -> Tensor:

@@ -118,15 +118,8 @@ class KOALA(LossAware):
 
     def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
         """R, S and the innovation of each tensor; then the correction and, when ``stepping``, the prediction."""
+        innovation, R = self._innovation(shared, mean, mean_square)
         one = self.param_groups[0]
-        target = one["target"](mean) if callable(one["target"]) else one["target"]
-        innovation = target - mean if one["maximize"] else mean - target
-        if one["r"] is not None:
-            R = torch.full_like(mean, one["r"])
-        else:
-            measured = mean_square - 2 * target * mean + target**2  # mean (loss - target)^2, a raw second moment
-            R = shared.measurement_noise.lerp(measured.clamp_min(0), 1 - one["alpha_r"]).clamp_min(TINY)
-
         finite = [mean, mean_square]
         for t in groups:
             g2, p2 = self._measure(t, shared, R)
@@ -143,6 +136,20 @@ class KOALA(LossAware):
         shared.measurement_noise.copy_(R)
         self._resumed = self._foreign = False
         self._correct(groups, shared, ok, stepping)
+
+    def _innovation(self, shared: SimpleNamespace, mean: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor]:
+        """How far the loss is above its target, and R with this measurement."""
+        one = self.param_groups[0]
+        target = one["target"](mean) if callable(one["target"]) else one["target"]
+        innovation = target - mean if one["maximize"] else mean - target
+        if one["r"] is not None:
+            return innovation, torch.full_like(mean, one["r"])
+        measured = mean_square - 2 * target * mean + target**2  # mean (loss - target)^2, a raw second moment
+        return innovation, self._averaged(shared.measurement_noise, measured.clamp_min(0)).clamp_min(TINY)
+
+    def _averaged(self, R: Tensor, measured: Tensor) -> Tensor:
+        """R's running average; it starts at 1."""
+        return R.lerp(measured, 1 - self.param_groups[0]["alpha_r"])
 
     # -- what the methods write -------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class Noisy(Sprint):
     steps: ClassVar[int] = 40
     evaluations: ClassVar[int] = 8
     interrupt_at: ClassVar[int | None] = None
-    """After so many losses."""
+    """After so many losses of which a gradient was to be taken."""
 
     losses_seen: ClassVar[int] = 0
 
@@ -45,9 +45,10 @@ class Noisy(Sprint):
             yield batch, 0.1 * torch.randn(16, 4, generator=order)
 
     def losses(self, model: nn.Module, batch: Any) -> Tensor:
-        if Noisy.losses_seen == Noisy.interrupt_at:
-            raise Interrupted
-        Noisy.losses_seen += 1
+        if torch.is_grad_enabled():  # not those of which batch norm's statistics are taken anew
+            if Noisy.losses_seen == Noisy.interrupt_at:
+                raise Interrupted
+            Noisy.losses_seen += 1
         drawn, jitter = batch
         points, labels = self.points(0)
         noise = jitter + 0.1 * torch.randn(16, 4)

@@ -28,7 +28,7 @@ HERE = Path(__file__)
 PAGE = HERE.parents[2] / "docs" / "check.md"
 ALONE = [one for one in PROMISES.values() if one.ranks == 1]
 COMPILED = {"speed/compiles-right", "speed/compiles-once"}
-OURS = ["arturo", "coolmomentum", "koala-m", "koala-pp", "koala-v", "lodo"]
+OURS = ["arturo", "coolmomentum", "koala-m", "koala-metric", "koala-orthogonal", "koala-pp", "koala-v", "lodo"]
 
 
 # -- a sound optimizer, and what can be wrong with one ------------------------------------------------------------

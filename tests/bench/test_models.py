@@ -41,6 +41,9 @@ COUNTS: dict[str, tuple[int, Make]] = {
     # a layer of width d has 12 d² + 13 d
     "gpt": ((65 + 64) * 128 + 4 * (12 * 128**2 + 13 * 128) + 256, lambda: models.GPT(65, 64)),
     "transformer": (10_035 * 200 + 2 * (6 * 200**2 + 10 * 200) + 400, lambda: models.transformer(10_000, 35)),
+    "autoencoder": (2 * (784 * 32 + 32 * 8) + 32 + 8 + 32 + 784, lambda: models.autoencoder(784, 32, 8)),
+    "bn-cnn": (9 * (3 * 16 + 16 * 32 + 32 * 64) + 2 * (16 + 32 + 64) + 650, models.bn_cnn),
+    "row-lstm": (4 * 32 * (28 + 32 + 2) + 330, lambda: models.RowLSTM(28)),
     # LODO's paper
     "autoregressor": (94_696, models.Autoregressor),
 }
@@ -56,6 +59,9 @@ SMALL: dict[str, tuple[Make, Callable[[], tuple[Tensor, ...]], tuple[int, ...]]]
     "resnet18": (lambda: models.resnet18(channels=1), lambda: (torch.rand(2, 1, 16, 16),), (2, 10)),
     "resnet50": (lambda: models.resnet50(stem="imagenet"), lambda: (torch.rand(2, 3, 64, 64),), (2, 10)),
     "efficientnet-b0": (lambda: models.efficientnet_b0(6), lambda: (torch.rand(2, 3, 64, 64),), (2, 6)),
+    "autoencoder": (lambda: models.autoencoder(12, 8, 3), lambda: (torch.rand(2, 3, 2, 2),), (2, 12)),
+    "bn-cnn": (lambda: models.bn_cnn(1, 7), lambda: (torch.rand(2, 1, 28, 28),), (2, 7)),
+    "row-lstm": (lambda: models.RowLSTM(3 * 6, 8, 5), lambda: (torch.rand(2, 3, 4, 6),), (2, 5)),
     "lstm": (lambda: models.LSTM(11, 8), lambda: (tokens(11),), (2, TOKENS, 11)),
     "gpt": (lambda: models.GPT(11, TOKENS, width=8), lambda: (tokens(11),), (2, TOKENS, 11)),
     "transformer": (lambda: models.transformer(11, TOKENS), lambda: (tokens(11),), (2, TOKENS, 11)),

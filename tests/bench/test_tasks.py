@@ -1,5 +1,6 @@
 """The tasks on real data: names with options, horizons, batches, crops, splits, and the state that an LSTM carries."""
 
+import math
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from fallline.bench.contenders import get_contender
 from fallline.bench.data import MissingData
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.tasks import REAL, TASKS, get_task, images, language
+from fallline.bench.tasks.autoencoder import Autoencoder
 from fallline.bench.tasks.autoregression import halved
 from fallline.bench.tasks.imagenet import ImageNet
 from fallline.bench.tasks.images import PAD, Images, moved
@@ -159,6 +161,27 @@ def test_images_are_measured_as_by_hand(monkeypatch):
     assert found["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
 
 
+def test_an_autoencoder_s_loss_is_the_mean_cross_entropy_of_its_pixels(monkeypatch):
+    drawn = torch.Generator().manual_seed(0)
+    pixels, labels = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8, generator=drawn), torch.arange(40) % 10
+    known = SimpleNamespace(train=(pixels, labels), test=(pixels[:7], labels[:7]), mean=(0.5,), std=(0.2,))
+    monkeypatch.setattr(images, "load_images", lambda name: known)
+    monkeypatch.setitem(images.SOURCES, "mnist", images.Source("mnist", "tiny", 40, (1, 28, 28), 10, augmented=False))
+    task = Autoencoder("mnist-autoencoder", validation=10)
+    model = task.model()
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-1].bias.zero_()
+    losses = task.losses(model, next(task.resized(batch_size=6).batches(generator(0, "order"))))
+    torch.testing.assert_close(losses, torch.full((6,), math.log(2)))  # of a logit 0, whatever the pixel
+    bias = torch.randn(784, generator=drawn)
+    with torch.no_grad():
+        model[-1].bias.copy_(bias)
+        found = task.evaluate(model, "test")["loss"]
+    share, told = pixels[:7].flatten(1).double() / 255, bias.double().sigmoid()
+    assert found == pytest.approx(-(share * told.log() + (1 - share) * (1 - told).log()).mean().item(), rel=1e-5)
+
+
 class Counting(nn.Module):
     """Its state is the sum of what it has read; its logits tell the state."""
 
@@ -206,6 +229,17 @@ def test_text_is_read_in_order_and_evaluation_leaves_the_state_alone(monkeypatch
     assert torch.equal(model.state[0], state)
     assert found["perplexity"] == pytest.approx(torch.tensor(found["loss"]).double().exp().item())
     assert found["perplexity"] == pytest.approx(50, rel=0.05)  # untrained: all fifty words alike
+
+
+def test_a_small_language_model_is_measured_on_an_equal_part_of_every_stream(monkeypatch):
+    count, kept = 2500, 64  # of 100 streams
+    texts = {"train": torch.arange(8000) % 65, "validation": torch.arange(100 * count), "test": torch.arange(900)}
+    monkeypatch.setattr(language, "load_text", lambda name: SimpleNamespace(**texts, vocabulary=("x",) * 65))
+    monkeypatch.setitem(language.TEXTS, "shakespeare", ("tiny-shakespeare", "tiny", 65, 8000))
+    task = Language("shakespeare-gpt-small")
+    read = task._streamed("validation", torch.device("cpu"))
+    assert torch.equal(read, torch.arange(100)[:, None] * count + torch.arange(kept + 1))
+    assert task._streamed("test", torch.device("cpu")).numel() == 900
 
 
 def test_images_are_pooled_to_the_rounded_means_of_four_pixels():
@@ -268,6 +302,11 @@ def test_imagenet_is_read_from_a_folder_shared_out_trained_on_and_measured(tmp_p
     ("name", "optimizer", "settings", "steps"),
     [
         ("mnist-mlp", "adamw", {"lr": 1e-2}, 10),
+        ("fmnist-softmax", "schedulefree-sgd", {"lr": 0.5}, 10),
+        ("mnist-autoencoder", "adamw", {"lr": 1e-2}, 10),
+        ("mnist-lstm", "adamw", {"lr": 3e-2}, 10),
+        ("cifar10-cnn-bn", "schedulefree-adamw", {"lr": 1e-2}, 10),
+        ("shakespeare-gpt-small", "adamw", {"lr": 1e-2}, 10),
         ("fmnist-cnn@batch=32", "adamw", {"lr": 1e-3}, 15),
         ("cifar10-resnet8@batch=32,width=8", "koala-m", {}, 10),
         ("ptb-lstm", "sgd", {"lr": 5.0}, 4),

@@ -1,7 +1,9 @@
 """The loop: against one written by hand, its seeds, and what it does with runs that go wrong."""
 
+import contextlib
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from fallline.bench.contenders import get_contender, under_schedules
 from fallline.bench.seeds import derive, generator
 from fallline.bench.tasks import get_task
 from fallline.bench.tasks.bowl import DIMENSION, Landscape
-from fallline.bench.train import Run, lr_factor, train
+from fallline.bench.train import STATISTICS, Run, lr_factor, statistics_anew, train
 
 SGD = {"lr": 0.3, "momentum": 0.9, "weight_decay": 1e-4}
 KOALA_M = {"lr": 1.0, "qv": 0.1, "weight_decay": 1e-4}
@@ -192,3 +194,59 @@ def test_digits_are_split_by_class_without_overlap():
     batches = get_task("digits").batches(generator(0, "order"))
     epoch = torch.cat([next(batches)[0] for _ in range(16)])
     assert len(epoch.unique(dim=0)) == 16 * 64
+
+
+# --- measured elsewhere than trained ---
+
+
+def test_batch_norm_is_measured_with_the_mean_statistics_of_batches_of_their_own():
+    task = get_task("stress:Noisy")
+    torch.manual_seed(0)
+    model = task.model()
+    seen: list[torch.Tensor] = []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    model.eval()
+    with torch.no_grad(), statistics_anew(task, model):
+        assert not any(module.training for module in model.modules())
+        found = model[1].running_mean.clone(), model[1].running_var.clone()
+    assert len(seen) == STATISTICS
+    assert torch.equal(random, torch.get_rng_state())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    expected = torch.stack([x.mean(0) for x in seen]).mean(0), torch.stack([x.var(0) for x in seen]).mean(0)
+    torch.testing.assert_close(found, expected)
+
+
+def test_schedule_free_trains_to_the_same_bits_whether_or_not_statistics_are_taken_anew(monkeypatch):
+    run = Run("stress:Noisy", "schedulefree-sgd", {"lr": 0.5}, seed=2, test=True)
+    anew = train(run)
+    monkeypatch.setattr("fallline.bench.train.statistics_anew", lambda task, model: contextlib.nullcontext())
+    stale = train(run)
+    assert anew.curve["train loss"] == stale.curve["train loss"]
+    assert anew.curve["validation loss"][0] == stale.curve["validation loss"][0]  # one point as yet
+    assert anew.curve["validation loss"][1:] != stale.curve["validation loss"][1:]
+
+
+@pytest.mark.parametrize("name", ["schedulefree-adamw", "schedulefree-sgd"])
+def test_schedule_free_warms_up_as_everybody_and_names_what_is_missing(name, monkeypatch):
+    point = torch.nn.Parameter(torch.ones(3))
+    contender = get_contender(name)
+    assert lr_factor(contender.schedule, 7, 100) == 1
+    optimizer = contender.make([point], {"lr": 0.5}, 100)
+    rates = []
+    for _ in range(8):
+        point.grad = point.detach().clone()
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]["scheduled_lr"])
+    assert rates == pytest.approx([0.5 * lr_factor("cosine", step, 100) for step in range(1, 6)] + [0.5] * 3)
+    assert contender.make([point], {}, None).param_groups[0]["warmup_steps"] == 0
+    monkeypatch.setitem(sys.modules, "schedulefree", None)
+    with pytest.raises(ValueError, match=r"Schedule-Free needs schedulefree: pip install \"fallline\[bench\]\""):
+        contender.make([point], {}, 100)
+
+
+def test_an_optimizer_with_two_points_is_told_to_train_where_nothing_is_measured():
+    outcome = train(Run("bowl@steps=20", "schedulefree:SGDScheduleFree", {"lr": 1.0}, seed=0))
+    assert (outcome.status, outcome.steps) == ("finished", 20)

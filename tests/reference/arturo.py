@@ -1,5 +1,8 @@
 """arTuRO (Dahlinger et al., 2023) in plain Python: every weight is an object that goes its way by general formulas.
 
+With `curvature="second-moment"` the slope is not learned: the curvature is the root of the mean of all squared
+gradients so far, weighted as Adam weights them, and the filter's state is the intercept alone.
+
 The gradient model g(x) = slope x + intercept of one weight is the state of a Kalman filter, kept as a vector and a 2x2
 matrix; its covariance is corrected in Joseph's form, which holds for any gain. The multiplier of the trust region is
 bisected until two neighbouring floats enclose it. `published_multiplier` is the authors' solver with its early exits.
@@ -32,6 +35,8 @@ class Settings:
     curvature_floor: float = 0.0
     weight_decay: float = 0.0
     intercept_init: str = "grad"
+    curvature: str = "rls"
+    beta2: float = 0.999
 
 
 class Weight:
@@ -42,10 +47,21 @@ class Weight:
         self.precision = 1 / settings.var_init
         self.mean: Matrix | None = None
         self.P = [[settings.filter_var_init, 0.0], [0.0, settings.filter_var_init]]
+        self.gradients: list[float] = []
 
     def observe(self, g: float) -> None:
         """One step of the Kalman filter for the measurement g = H mean + noise, H = (1, x)."""
         s = self.settings
+        if s.curvature == "second-moment":
+            self.gradients.append(g)
+            if self.mean is None:
+                self.mean, self.P = [[g], [0.0]], [[s.measurement_noise, 0.0], [0.0, 0.0]]
+                return
+            variance = self.P[0][0] + s.process_noise
+            trust = variance / (variance + s.measurement_noise)
+            self.mean[0][0] = (1 - trust) * self.mean[0][0] + trust * g
+            self.P[0][0] = (1 - trust) ** 2 * variance + trust**2 * s.measurement_noise
+            return
         if self.mean is None:
             centred = s.curvature_init * self.x if s.intercept_init == "centred" else 0.0
             self.mean = [[g - centred], [s.curvature_init]]
@@ -68,9 +84,17 @@ class Weight:
         return intercept, slope
 
     @property
+    def second_moment(self) -> float:
+        """Adam's, with its bias correction: the mean of all squares, each beta2 times the weight of the next."""
+        weights = [self.settings.beta2**age for age in reversed(range(len(self.gradients)))]
+        return math.fsum(w * g * g for w, g in zip(weights, self.gradients, strict=True)) / math.fsum(weights)
+
+    @property
     def h(self) -> float:
         """Curvature of the regularised model."""
-        return max(self.model[1], self.settings.curvature_floor) + self.settings.reg_weight * self.settings.prior_prec
+        s = self.settings
+        curvature = self.model[1] if s.curvature == "rls" else math.sqrt(self.second_moment)
+        return max(curvature, s.curvature_floor) + s.reg_weight * s.prior_prec
 
     @property
     def g(self) -> float:

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-NEEDS = ("jinja2", "numpy", "plotly", "pooch", "rich", "scipy", "sklearn", "typer")
+NEEDS = ("jinja2", "numpy", "plotly", "pooch", "rich", "schedulefree", "scipy", "sklearn", "typer")
 """What the extra `fallline[bench]` brings, under the names to import."""
 
 

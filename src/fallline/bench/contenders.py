@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fallline
 from fallline.arturo import PUBLISHED
-from fallline.bench.names import unknown
+from fallline.bench.names import needed, unknown
 from fallline.bench.spaces import Choice, Range, Setting, Space, as_plain, dimension
 from fallline.bench.tasks import Schedule, Task
 
@@ -101,6 +101,36 @@ def lodo(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizo
     """Its network is drawn anew in every run."""
     generator = torch.Generator().manual_seed(torch.initial_seed())
     return fallline.create_optimizer("lodo", parameters, generator=generator, **settings)
+
+
+WARM_UP = 0.05
+"""Share of the horizon over which the common schedules rise, and a method that has a warm-up of its own."""
+
+
+def schedulefree_adamw(
+    parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None
+) -> AnyOptimizer:
+    """A warm-up as long as everybody's; the first beta is the average's share in the point where gradients are taken.
+
+    It refuses to step before `train()` has put it at that point.
+    """
+    package = needed("schedulefree", "Schedule-Free", extra="bench")
+    settings = {"warmup_steps": 0 if horizon is None else max(1, round(WARM_UP * horizon)), **settings}
+    betas = settings.pop("beta1", 0.9), settings.pop("beta2", 0.999)
+    optimizer = package.AdamWScheduleFree(parameters, betas=betas, **settings)
+    optimizer.train()
+    return optimizer  # type: ignore[no-any-return]
+
+
+def schedulefree_sgd(
+    parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None
+) -> AnyOptimizer:
+    """The same without a metric; the average's share goes by the name of momentum."""
+    package = needed("schedulefree", "Schedule-Free", extra="bench")
+    settings = {"warmup_steps": 0 if horizon is None else max(1, round(WARM_UP * horizon)), **settings}
+    optimizer = package.SGDScheduleFree(parameters, **settings)
+    optimizer.train()
+    return optimizer  # type: ignore[no-any-return]
 
 
 def published(setting: Callable[[Mapping[str, float]], float], widened: float) -> Range:
@@ -197,6 +227,15 @@ class Contender:
 FILTER: Space = {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)}
 """Of the KOALAs without velocities."""
 
+ALONG: Space = {
+    "q": Range(1e-4, 1e-1),
+    "weight_decay": Range(1e-3, 1.0),
+    "beta": Range(0.02, 0.5, "one minus log"),
+}
+"""Of the KOALAs along a direction."""
+
+OWN = "this library's own (docs/beyond.md)"
+
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -216,6 +255,21 @@ CONTENDERS = {
             ours=True,
             source="Dahlinger et al. 2023; its program's six settings, lr and reg_weight widened by 3, process_noise / "
             "measurement_noise by 10, as pilot runs on small networks needed",
+        ),
+        Contender(
+            "arturo-second-moment",
+            "arTuRO, second moment",
+            plain("arturo"),
+            {
+                "lr": Range(1e-3, 1e-1),
+                "process_noise": Range(0.03, 3.0),
+                "beta2": Range(0.01, 0.3, "one minus log"),
+                "weight_decay": Range(0.03, 3.0),
+            },
+            fixed={"curvature": "second-moment", "measurement_noise": 1.0, "reg_weight": 0.3},
+            schedule_note="cosine, of the bound lr: the length of a step goes with its square root",
+            ours=True,
+            source="this library's own, arTuRO with Adam's curvature; around what pilot runs on small networks needed",
         ),
         Contender(
             "koala-v",
@@ -246,6 +300,41 @@ CONTENDERS = {
             ours=True,
             source="Xia et al. 2025; around its program's settings (lr 1 and 2, sigma and q 0.1 and 0.2, weight decay "
             "1e-4 and 5e-4)",
+        ),
+        Contender(
+            "koala-orthogonal",
+            "Orthogonal KOALA",
+            plain("koala-orthogonal"),
+            ALONG,
+            ours=True,
+            source=f"{OWN}; around its defaults",
+        ),
+        Contender(
+            "koala-orthogonal-unmeasured",
+            "Orthogonal, no filter",
+            plain("koala-orthogonal"),
+            ALONG,
+            fixed={"measured": False},
+            ours=True,
+            source=f"{OWN}, without the loss: the direction alone, in steps of one length",
+        ),
+        Contender(
+            "koala-gradient",
+            "KOALA along the gradient",
+            plain("koala-metric"),
+            {**ALONG, "q": Range(1e-3, 10.0)},
+            fixed={"metric": "identity"},
+            ours=True,
+            source=f"{OWN}, along the averaged gradient: the filter alone",
+        ),
+        Contender(
+            "koala-adam",
+            "KOALA in Adam’s metric",
+            plain("koala-metric"),
+            {**ALONG, "q": Range(1e-7, 1e-2)},
+            fixed={"metric": "adam"},
+            ours=True,
+            source=f"{OWN}, along Adam's direction",
         ),
         Contender(
             "coolmomentum",
@@ -299,6 +388,28 @@ CONTENDERS = {
             fixed={"momentum": 0.95},
             matrices=True,
             source="Jordan et al. 2024; AdamW's own lr for biases (adamw_lr) up to the top of AdamW's range",
+        ),
+        Contender(
+            "schedulefree-adamw",
+            "Schedule-Free AdamW",
+            schedulefree_adamw,
+            {"lr": Range(1e-3, 0.3), "beta1": Range(0.02, 0.1, "one minus log"), "weight_decay": Range(5e-3, 1.0)},
+            fixed={"beta2": 0.999},
+            schedule="constant",
+            native="constant",
+            schedule_note="none, after a warm-up over 5 % of the run: measured at an average of its points",
+            source="Defazio et al. 2024; its authors' advice (lr 1 to 10 times AdamW's, beta 0.9 … 0.98), lr up to the "
+            "top of AdamW's range, AdamW's decay",
+        ),
+        Contender(
+            "schedulefree-sgd",
+            "Schedule-Free SGD",
+            schedulefree_sgd,
+            {"lr": Range(1e-2, 10.0), "momentum": Range(0.02, 0.1, "one minus log"), "weight_decay": Range(1e-6, 1e-2)},
+            schedule="constant",
+            native="constant",
+            schedule_note="none, after a warm-up over 5 % of the run: measured at an average of its points",
+            source="Defazio et al. 2024; its authors' advice (lr 10 to 50 times SGD's, beta 0.9 … 0.98), SGD's decay",
         ),
     )
 }

@@ -32,8 +32,15 @@ COLOURS = {
     "adamw": ("#00805d", "#35c99b", "#009e73"),
     "muon": ("#946200", "#eac04e", "#b8860b"),
     "koala-pp": ("#6e1423", "#d1405a", "#a53f49"),
+    "koala-orthogonal": ("#8a1c4a", "#ff86b3", "#d0427c"),
     "arturo": ("#2e1a86", "#7d62f5", "#5a50d0"),
     "lodo": ("#4f5d00", "#bccb3f", "#849410"),
+    "arturo-second-moment": ("#8a2be2", "#c79bff", "#a05cf0"),
+    "koala-orthogonal-unmeasured": ("#7a4b58", "#d3a3b0", "#a4707e"),
+    "koala-gradient": ("#7d5a1e", "#d9b46c", "#a9822f"),
+    "koala-adam": ("#1f6f8b", "#7cc7e0", "#3d97b5"),
+    "schedulefree-adamw": ("#37751a", "#8bd257", "#5a9e30"),
+    "schedulefree-sgd": ("#6b5b95", "#bba9e6", "#8f7cc0"),
 }
 SPARE_COLOURS = (
     ("#8c4a3c", "#d9a398", "#a96454"),
@@ -48,7 +55,7 @@ INK = {
     "warn": ("#9a4a00", "#ffb066", "#b86a1a"),
 }
 LIGHT, DARK, EITHER = 0, 1, 2
-DASHES = {"sgd": "dashdot", "adamw": "dash", "muon": "dot"}
+DASHES = {"sgd": "dashdot", "adamw": "dash", "muon": "dot", "schedulefree-adamw": "longdashdot"}
 """How the lines of those that are not ours are broken; "longdash" for all others."""
 
 AXES = {

@@ -43,7 +43,7 @@ def fingerprint(
     """
     members = optimizer.members if isinstance(optimizer, contenders.Team) else (optimizer,)
     parts = [torch.__version__, str(task.steps), str(task.evaluations), checksum(task), inspect.getsource(make)]
-    parts += [repr(schedule), *(inspect.getsource(module) for module in (loop, seeds))]
+    parts += [repr((schedule, contenders.WARM_UP)), *(inspect.getsource(module) for module in (loop, seeds))]
     parts += sources(type(task))
     for member in members:
         parts += _optimizer_source(type(member))

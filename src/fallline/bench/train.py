@@ -1,29 +1,33 @@
 """The training loop, from the seed to the result. Everything a run does is in `train`, top to bottom."""
 
 import bisect
+import contextlib
 import dataclasses
 import inspect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import fallline
 from fallline.bench.checkpoint import Checkpoint, Unsaved, discard, load, restore, save
-from fallline.bench.contenders import DROPS, AnyOptimizer, Drops, get_contender
+from fallline.bench.contenders import DROPS, WARM_UP, AnyOptimizer, Drops, get_contender
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
 from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
 
-WARM_UP = 0.05
-"""Share of the horizon over which the common schedules rise."""
-
 RUNAWAY = 1e3
 """A training loss this many times the first one is called divergence, even while it is still a number."""
+
+STATISTICS = 20
+"""Batches of which batch norm's statistics are taken anew: as many as its running means, whose momentum is 0.1, tell
+of."""
 
 Curve = dict[str, list[float | None]]
 """`step`, `gradient evaluations`, `train loss` (mean since the last point), `validation loss`, ...: one number a
@@ -90,6 +94,8 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Outcome:
     model = task.model().to(run.device)
     seed_torch(run.seed, "optimizer")
     optimizer = contender.make(model.parameters(), run.settings, task.horizon)
+    if switches(optimizer):
+        optimizer.train()  # type: ignore[union-attr]  # Schedule-Free refuses to step before it has been told
     seed_torch(run.seed, "dropout")
     rates = [
         (i, name, group[name])
@@ -183,14 +189,54 @@ def evaluate(task: Task, model: nn.Module, optimizer: AnyOptimizer, split: Split
     if not task.held_out:
         return {}
     model.eval()
-    switches = all(callable(getattr(optimizer, mode, None)) for mode in ("eval", "train"))
-    if switches:
+    elsewhere = switches(optimizer)
+    if elsewhere:
         optimizer.eval()  # type: ignore[union-attr]
-    measures = {name: float(value) for name, value in task.evaluate(model, split).items()}
-    if switches:
+    # Ours move by one step at most. Before the first step there is one point, and everyone is measured alike.
+    far = elsewhere and not isinstance(optimizer, fallline.Optimizer) and any(optimizer.state.values())
+    with statistics_anew(task, model) if far else contextlib.nullcontext():
+        measures = {name: float(value) for name, value in task.evaluate(model, split).items()}
+    if elsewhere:
         optimizer.train()  # type: ignore[union-attr]
     model.train()
     return measures if split == "test" else {f"validation {name}": value for name, value in measures.items()}
+
+
+def switches(optimizer: AnyOptimizer) -> bool:
+    """Whether it has one point to train at and another to be measured at."""
+    return all(callable(getattr(optimizer, mode, None)) for mode in ("eval", "train"))
+
+
+@contextlib.contextmanager
+def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
+    """Within, batch norms have the statistics of the weights as they are now; afterwards those that they had.
+
+    Running statistics tell of the weights that gradients were taken at. At Schedule-Free's average they are wrong, and
+    its loss with them may be a multiple of what it should be; its authors say to take them anew. Here they are the
+    plain mean over `STATISTICS` training batches, the same in every measurement of every run, from a stream of their
+    own. All other layers stay as they are in evaluation, so nothing is dropped out; nor does training notice: buffers
+    and the random state are put back, and its batches are not touched.
+    """
+    norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
+    if not norms:
+        yield
+        return
+    device = next(model.parameters()).device
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+        norm.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for batch in islice(task.batches(generator(0, "statistics")), STATISTICS):
+            task.losses(model, to_device(batch, str(device)))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+    yield
+    for buffer, before in kept:
+        buffer.copy_(before)
 
 
 def record(outcome: Outcome, measures: Mapping[str, float]) -> None:

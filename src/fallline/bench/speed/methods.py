@@ -79,7 +79,7 @@ class Method:
     """The only parameter sets that it is measured on; none: on all."""
 
     apart: bool = False
-    """Measured only where `--only` names it: its first step takes minutes."""
+    """Measured only where `--only` names it: its first step takes minutes, or any step seconds."""
 
     @property
     def title(self) -> str:
@@ -166,6 +166,14 @@ def _ours() -> Iterable[Method]:
     # Products: g, v, H; then p, g, v, H; p, v, H.
     known = dict(loss=True, against="adamw-fused", target=1.8)
     yield from _both("koala-pp", "KOALAPlusPlus", products, Words(4, 6), 2, **known)
+
+    metric = partial(fallline.MetricKOALA, lr=RATE)
+    # Finite: g. Averages: g and two of state; these. Slope: g and both. Then p, g and both; p.
+    yield from _both("koala-metric", "MetricKOALA", metric, Words(6, 8), 2, loss=True, against="adamw-fused")
+    # Products of matrices bound it. Beside the averaged gradient, a direction is held until the step is done.
+    orthogonal = partial(fallline.OrthogonalKOALA, lr=RATE)
+    more: dict[str, Any] = dict(loss=True, apart=True, sets=("resnet18",))
+    yield from _both("koala-orthogonal", "OrthogonalKOALA", orthogonal, None, 2, **more)
 
     arturo = partial(fallline.ArTuRO, lr=RATE)
     # Finite: g. Filter: p, g and six of state; five of them. Move: p, precision, slope, intercept; p, precision.

@@ -21,10 +21,16 @@ IMAGES = "fallline.bench.tasks.images:Images"
 LANGUAGE = "fallline.bench.tasks.language:Language"
 NETWORKS = ("resnet8", "resnet20", "resnet18", "resnet34", "resnet50", "wrn50-2")
 REAL = {
-    **{f"{data}-{model}": IMAGES for data in ("mnist", "fmnist") for model in ("mlp", "cnn", "resnet18")},
-    **{f"{data}-{model}": IMAGES for data in ("cifar10", "cifar100") for model in ("cnn", *NETWORKS)},
+    **{
+        f"{data}-{model}": IMAGES
+        for data in ("mnist", "fmnist")
+        for model in ("softmax", "mlp", "cnn", "lstm", "resnet18")
+    },
+    **{f"{data}-autoencoder": "fallline.bench.tasks.autoencoder:Autoencoder" for data in ("mnist", "fmnist")},
+    **{f"{data}-{model}": IMAGES for data in ("cifar10", "cifar100") for model in ("cnn", "cnn-bn", *NETWORKS)},
     **{f"imagenet32-{model}": IMAGES for model in ("resnet18", "resnet50")},
     "shakespeare-gpt": LANGUAGE,
+    "shakespeare-gpt-small": LANGUAGE,
     **{f"{text}-{m}": LANGUAGE for text in ("ptb", "wikitext2") for m in ("lstm", "lstm-large", "transformer", "gpt")},
     "mnist-autoregression": "fallline.bench.tasks.autoregression:Autoregression",
     "imagenet-efficientnet-b0": "fallline.bench.tasks.imagenet:ImageNet",

@@ -61,12 +61,19 @@ class Bowl(Task):
         bound on ½ΣΛΔ²: its settings come from pilot runs.
         """
         lr, momentum = Range(0.1, 10.0), Range(0.05, 1.0, "one minus log")
+        averaged = Range(0.05, 0.9, "one minus log")  # which Schedule-Free does not take as 0
+        along: dict[str, Range | Choice | Setting] = {"q": Range(1e-2, 100.0), "beta": momentum, "weight_decay": 0.0}
         filtering: Mapping[str, Range | Choice | Setting] = {"lr": lr, "q": Range(1e-2, 100.0), "weight_decay": 0.0}
         return {
             "koala-v": filtering,
             "koala-m": {"lr": lr, "qv": Range(1e-2, 100.0), "weight_decay": 0.0},
             "arturo": {"lr": Range(1.0, 300.0), "reg_weight": Range(1e-2, 2.0), "process_noise": Range(1e-4, 1.0)},
             "koala-pp": filtering,
+            **dict.fromkeys(("koala-orthogonal", "koala-orthogonal-unmeasured", "koala-adam"), along),
+            "koala-gradient": along | {"q": Range(1.0, 1e4)},  # one length for all weights together
+            "arturo-second-moment": {"lr": Range(1.0, 300.0), "process_noise": Range(0.03, 30.0), "weight_decay": 0.0},
+            "schedulefree-adamw": {"lr": lr, "beta1": averaged, "weight_decay": 0.0},
+            "schedulefree-sgd": {"lr": lr, "momentum": averaged, "weight_decay": 0.0},
             "lodo": {"lr": lr, "meta_lr": Range(1e-4, 1e-2), "beta": momentum},
             # Nothing cools here, so the schedule does not come into play.
             "coolmomentum": {"lr": lr, "rho_0": momentum, "schedule": "exponential"},

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fallline.bench.data import find, load_images
+from fallline.bench.models.autoencoder import autoencoder
+from fallline.bench.models.bn_cnn import bn_cnn
 from fallline.bench.models.cnn import cifar_cnn, fashion_cnn
 from fallline.bench.models.initialisations import initialise
 from fallline.bench.models.mlp import mlp
 from fallline.bench.models.resnet import resnet8, resnet18, resnet20, resnet34, resnet50, wide_resnet50_2
+from fallline.bench.models.row_lstm import RowLSTM
 from fallline.bench.tasks._task import Split, Task
 
 SPLIT_SEED = 0
@@ -70,14 +73,40 @@ class Architecture:
     make: Callable[..., nn.Module]
     """From a source and, for those with a choice of stems, `stem`; ResNet-8 and -20 take `width`."""
 
+    validation: int = 5000
+    """Images held out unless another number is asked for: fewer where a run takes seconds, as measuring would otherwise
+    take longer than training."""
+
+    evaluations: int = 20
+    """How often a run is measured."""
+
 
 def _mlp(source: Source) -> nn.Module:
     channels, height, width = source.shape
     return mlp(channels * height * width, 128, 128, source.classes)
 
 
+def _softmax(source: Source) -> nn.Module:
+    channels, height, width = source.shape
+    return mlp(channels * height * width, source.classes)
+
+
+def _autoencoder(source: Source) -> nn.Module:
+    channels, height, width = source.shape
+    return autoencoder(channels * height * width, 32, 16, 8)
+
+
+def _row_lstm(source: Source) -> nn.Module:
+    channels, _, width = source.shape
+    return RowLSTM(channels * width, 32, source.classes)
+
+
 def _cnn(source: Source) -> nn.Module:
     return (fashion_cnn if source.shape[0] == 1 else cifar_cnn)(source.classes)
+
+
+def _bn_cnn(source: Source) -> nn.Module:
+    return bn_cnn(source.shape[0], source.classes)
 
 
 def _small(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -89,8 +118,14 @@ def _large(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 
 ARCHITECTURES = {
+    "softmax": Architecture("softmax regression", 128, 2, _softmax, validation=2000, evaluations=10),
     "mlp": Architecture("MLP 128-128 with ReLU", 128, 10, _mlp),
+    "autoencoder": Architecture(
+        "autoencoder 32-16-8-16-32 (loss in nats per pixel)", 128, 0.75, _autoencoder, validation=2000, evaluations=10
+    ),
+    "lstm": Architecture("LSTM of width 32 on the rows", 64, 0.35, _row_lstm, validation=2000, evaluations=10),
     "cnn": Architecture("arTuRO’s CNN", 255, 10, _cnn),
+    "cnn-bn": Architecture("CNN 16-32-64 with batch norm", 32, 0.14, _bn_cnn, validation=2000, evaluations=5),
     "resnet8": Architecture("ResNet-8", 128, 10, _small(resnet8)),
     "resnet20": Architecture("ResNet-20", 128, 30, _small(resnet20)),
     "resnet18": Architecture("ResNet-18", 128, 100, _large(resnet18)),
@@ -107,7 +142,7 @@ class Images(Task):
         self,
         name: str,
         *,
-        validation: int = 5000,
+        validation: int | None = None,
         init: str | None = None,
         stem: str | None = None,
         width: int | None = None,
@@ -116,7 +151,7 @@ class Images(Task):
 
         Args:
             name: as `cifar10-resnet8`.
-            validation: images held out of the training set.
+            validation: images held out of the training set; by default the architecture's number.
             init: the scheme of `fallline.bench.models.initialisations`; by default the model's own.
             stem: `cifar` or `imagenet`, of ResNet-18 and larger.
             width: channels of the first stage of ResNet-8 and -20.
@@ -124,7 +159,8 @@ class Images(Task):
         data, _, model = name.partition("-")
         self.name, self.source, self.architecture = name, SOURCES[data], ARCHITECTURES[model]
         self.needs = (self.source.data,)
-        self.validation, self.init = validation, init
+        validation = self.architecture.validation if validation is None else validation
+        self.validation, self.init, self.evaluations = validation, init, self.architecture.evaluations
         self.options = {key: value for key, value in {"stem": stem, "width": width}.items() if value is not None}
         self.examples = self.source.training - validation
         if not 0 < validation < self.source.training:

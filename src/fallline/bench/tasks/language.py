@@ -34,16 +34,32 @@ class Architecture:
     make: Callable[[int, int], nn.Module]
     """From vocabulary and context."""
 
+    evaluations: int = 20
+    """How often a run is measured."""
+
+    streams: int = 10
+    """Into which the held-out text is cut, to be read side by side."""
+
+    validation: int | None = None
+    """Tokens of the validation text that are measured on, in equal parts of each stream; None for all."""
+
 
 ARCHITECTURES = {
     "lstm": Architecture("LSTM 2×200", 20, 35, 40, lambda words, _: LSTM(words, 200)),
     "lstm-large": Architecture("LSTM 2×1500", 20, 35, 40, lambda words, _: LSTM(words, 1500)),
     "transformer": Architecture("transformer of 2 layers and 2 heads", 20, 35, 40, transformer),
     "gpt": Architecture("GPT of 4 layers, width 128", 12, 64, 1, lambda words, context: GPT(words, context)),
+    "gpt-small": Architecture(
+        "GPT of 2 layers, width 64",
+        16,
+        32,
+        0.1,
+        lambda words, context: GPT(words, context, layers=2, heads=2, width=64),
+        evaluations=5,
+        streams=100,
+        validation=6400,
+    ),
 }
-
-READ_AT_ONCE = 10
-"""Streams into which the held-out text is cut."""
 
 
 class Carried(nn.Module):
@@ -103,6 +119,7 @@ class Language(Task):
         self.corpus, title, self.vocabulary, self.tokens = TEXTS[text]
         self.needs = (self.corpus,)
         self.batch_size, self.context = self.architecture.batch, self.architecture.context
+        self.evaluations = self.architecture.evaluations
         self.examples = self.tokens // self.context
         self.steps = round(self.architecture.epochs * self.epoch)
         self.summary = (
@@ -164,7 +181,7 @@ class Language(Task):
     def _streamed(self, split: str, device: torch.device) -> Tensor:
         """A split cut into streams of equal length, shape (streams, tokens of one); the rest is dropped."""
         assert self.batch_size is not None
-        count = self.batch_size if split == "train" else READ_AT_ONCE
+        count = self.batch_size if split == "train" else self.architecture.streams
         key = (device, f"{split} {count}")
         if key not in self._streams:
             corpus = load_text(self.corpus)
@@ -175,5 +192,8 @@ class Language(Task):
                 )
             tokens: Tensor = getattr(corpus, split)
             length = len(tokens) // count
-            self._streams[key] = tokens[: count * length].view(count, length).to(device)
+            streams = tokens[: count * length].view(count, length)
+            if split == "validation" and self.architecture.validation is not None:
+                streams = streams[:, : self.architecture.validation // count + 1]
+            self._streams[key] = streams.to(device)
         return self._streams[key]
