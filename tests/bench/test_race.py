@@ -10,8 +10,8 @@ from fallline.bench import design
 from fallline.bench.contenders import get_contender
 from fallline.bench.identity import fingerprint, run_key
 from fallline.bench.pool import local_pool
-from fallline.bench.race import RaceError
-from fallline.bench.record import Store
+from fallline.bench.race import RaceError, line_up
+from fallline.bench.record import Entry, Store
 from fallline.bench.results import results
 from fallline.bench.seeds import derive
 from fallline.bench.tasks import get_task
@@ -316,3 +316,10 @@ def test_loggers_hear_of_what_ran_and_of_nothing_else(store, referee):
     assert len(referee.heard) == 5
     referee.race("sgd")
     assert len(referee.heard) == 5
+
+
+def test_a_variant_is_itself_with_shipped_settings_and_with_tuned_ones():
+    both = design.Design(tasks=("digits",), optimizers=("koala-gradient",), tracks=("tuned", "defaults"), trials=2)
+    lane = line_up(both).lanes["digits", "koala-gradient"]
+    assert lane.settings(Entry("digits", "koala-gradient", "default", 0)) == {"metric": "identity"}
+    assert [settings["metric"] for settings in lane.plan] == ["identity", "identity"]

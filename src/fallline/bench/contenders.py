@@ -159,6 +159,9 @@ class Contender:
     fixed: Mapping[str, Setting] = field(default_factory=dict)
     """Settings that are not tuned and not left at their defaults."""
 
+    variant: Mapping[str, Setting] = field(default_factory=dict)
+    """Settings that make it what it is, and those that it ships with as such: those of a run that gives none."""
+
     schedule: Schedule = "cosine"
     """How its rates run down unless another is asked for; `constant` for a method that cools by itself."""
 
@@ -212,7 +215,7 @@ class Contender:
             "ours": self.ours,
             "space": {name: str(dimension) for name, dimension in self.space.items()},
             "ranges": {name: as_plain(dimension) for name, dimension in self.space.items()},
-            "fixed": dict(self.fixed),
+            "fixed": {k: v for k, v in {**self.variant, **self.fixed}.items() if k not in self.space},
             "schedule": self.schedule_note or self.schedule,
             "source": self.source,
         }
@@ -226,6 +229,17 @@ class Contender:
 
 FILTER: Space = {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)}
 """Of the KOALAs without velocities."""
+
+SECOND_MOMENT: Mapping[str, Setting] = {
+    "curvature": "second-moment",
+    "lr": 5e-3,
+    "process_noise": 0.5,
+    "measurement_noise": 1.0,
+    "beta2": 0.95,
+    "reg_weight": 0.3,
+    "weight_decay": 0.3,
+}
+"""Of arTuRO with Adam's curvature: the defaults of its class are for the curvature that it learns."""
 
 ALONG: Space = {
     "q": Range(1e-4, 1e-1),
@@ -266,7 +280,7 @@ CONTENDERS = {
                 "beta2": Range(0.01, 0.3, "one minus log"),
                 "weight_decay": Range(0.03, 3.0),
             },
-            fixed={"curvature": "second-moment", "measurement_noise": 1.0, "reg_weight": 0.3},
+            variant=SECOND_MOMENT,
             schedule_note="cosine, of the bound lr: the length of a step goes with its square root",
             ours=True,
             source="this library's own, arTuRO with Adam's curvature; around what pilot runs on small networks needed",
@@ -314,7 +328,7 @@ CONTENDERS = {
             "Orthogonal, no filter",
             plain("koala-orthogonal"),
             ALONG,
-            fixed={"measured": False},
+            variant={"measured": False},
             ours=True,
             source=f"{OWN}, without the loss: the direction alone, in steps of one length",
         ),
@@ -323,7 +337,7 @@ CONTENDERS = {
             "KOALA along the gradient",
             plain("koala-metric"),
             {**ALONG, "q": Range(1e-3, 10.0)},
-            fixed={"metric": "identity"},
+            variant={"metric": "identity"},
             ours=True,
             source=f"{OWN}, along the averaged gradient: the filter alone",
         ),
@@ -332,7 +346,7 @@ CONTENDERS = {
             "KOALA in Adam’s metric",
             plain("koala-metric"),
             {**ALONG, "q": Range(1e-7, 1e-2)},
-            fixed={"metric": "adam"},
+            variant={"metric": "adam"},
             ours=True,
             source=f"{OWN}, along Adam's direction",
         ),

@@ -62,7 +62,8 @@ def measure(task_name: str, optimizer_name: str, spaces: Mapping[str, Mapping[st
     """
     task = get_task(task_name)
     contender = entered(optimizer_name, task, spaces)
-    settings = {**contender.fixed, **{name: there.at(0.5) for name, there in contender.space.items()}}
+    middle = {name: there.at(0.5) for name, there in contender.space.items()}
+    settings = {**contender.variant, **contender.fixed, **middle}
     now = _clock(device)
 
     def begin() -> tuple[float, Callable[[], object], Gradients]:

@@ -122,7 +122,7 @@ class Lane:
     def settings(self, entry: Entry) -> dict[str, Setting]:
         """Of an entry's run."""
         if entry.stage == "default":
-            return {}
+            return dict(self.contender.variant)
         number = self.chosen if entry.stage == "seed" else entry.number
         assert number is not None  # seeds are queued only once settings are chosen
         return self.plan[number]
@@ -152,7 +152,7 @@ class Lane:
             first = self.design.first_trials
             search = derive(self.design.seed, "extension", self.contender.name)
             beyond = trials(space, len(self.plan) - first, search)
-            self.plan[first:] = [{**self.contender.fixed, **point} for point in beyond]
+            self.plan[first:] = [{**self.contender.variant, **self.contender.fixed, **point} for point in beyond]
 
 
 @dataclasses.dataclass
@@ -443,15 +443,16 @@ def line_up(design: Design) -> Progress:
             progress.left_out.setdefault(where, {})[name] = excuse
             continue
         points = trials(contender.space, design.trials, derive(design.seed, "search", name))
-        plan = [{**contender.fixed, **point} for point in points] if "tuned" in design.tracks else []
+        known = {**contender.variant, **contender.fixed}
+        plan = [{**known, **point} for point in points] if "tuned" in design.tracks else []
         lane = Lane(task, contender, plan, "", design, seeds_wanted=design.seeds if plan else 0)
         try:
-            lane.code = rehearse(task, contender, plan[0] if plan else {})
+            lane.code = rehearse(task, contender, plan[0] if plan else dict(contender.variant))
         except Exception as error:
             raise RaceError(f"{name} cannot run on {where}: {type(error).__name__}: {error}") from error
         if "defaults" in design.tracks and plan:
             try:
-                rehearse(task, contender, {})
+                rehearse(task, contender, dict(contender.variant))
             except Exception as error:
                 lane.excuse = f"{contender.label} has no settings of its own to run with ({error})"
         progress.lanes[where, name] = lane
