@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fallline.bench.export import in_words
-from fallline.bench.files import fill
+from fallline.bench.files import fill, markdown
 from fallline.bench.stats import stratified_interval
 from fallline.bench.summary import duration
 
@@ -94,12 +94,6 @@ def around(bounds: Sequence[float | None], show: Any, scale: float = 1.0) -> str
 def heading(entrant: Record) -> str:
     """A label, in bold where it is one of ours."""
     return f"**{entrant['label']}**" if entrant["role"] == "ours" else str(entrant["label"])
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a bar in a cell would end it."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
 
 
 def tally(words: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fallline.bench.files import fill
+from fallline.bench.files import fill, markdown
 from fallline.bench.repro import EXPERIMENTS, Experiment, get_experiment
 from fallline.bench.repro._experiment import Record
 from fallline.bench.repro._preset import Preset
@@ -103,12 +103,6 @@ def reason(experiment: Experiment, scale: str) -> str:
     if experiment.not_run:
         return experiment.not_run
     return UNRUN if scale == "full" else "`make records` has not come to it"
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table; a bar in a cell would end it."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
 
 
 def main() -> None:

@@ -325,7 +325,7 @@ class MetricKOALA(KOALA):
         direction = orthogonalized if t.metric == "orthogonal" else t.metric
         t.directions, slopes = [], []
         for p, g, m, unbias in zip(t.owners, t.grads, t.momentum, t.unbias, strict=True):
-            h = gathered(ahead(g.to(m.dtype), m, unbias.to(m.dtype), t.beta, ok), p)
+            h = gathered(ahead(g.to(m.dtype), m, unbias, t.beta, ok), p)
             d = direction(h)
             slopes.append(dot(h, d))
             t.directions.append(part(d, p))

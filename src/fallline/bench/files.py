@@ -1,9 +1,9 @@
-"""Files: what they are called, and that they appear whole or not at all."""
+"""Files: what they are called, what is filled into them, and that they appear whole or not at all."""
 
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -25,6 +25,12 @@ def fill(page: Path, place: str, text: str) -> None:
     new, count = re.subn(pattern, lambda found: f"{found[1]}\n{text}\n\n{found[2]}", old, flags=re.DOTALL)
     assert count == 1, place
     put(page, new)
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a bar in a cell would end it."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
 
 
 def stem(tasks: Sequence[str]) -> str:

@@ -94,8 +94,6 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Outcome:
     model = task.model().to(run.device)
     seed_torch(run.seed, "optimizer")
     optimizer = contender.make(model.parameters(), run.settings, task.horizon)
-    if switches(optimizer):
-        optimizer.train()  # type: ignore[union-attr]  # Schedule-Free refuses to step before it has been told
     seed_torch(run.seed, "dropout")
     rates = [
         (i, name, group[name])
@@ -279,6 +277,9 @@ class Gradients:
         self.task, self.model, self.optimizer = task, model, optimizer
         self.count = 0
         """Gradient evaluations so far."""
+
+        if switches(optimizer):
+            optimizer.train()  # type: ignore[union-attr]  # Schedule-Free refuses to step before it has been told
 
         step = inspect.signature(optimizer.step).parameters
         self.needs_closure = "closure" in step and step["closure"].default is inspect.Parameter.empty
