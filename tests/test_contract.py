@@ -1,6 +1,7 @@
 """The promises that every optimizer keeps: one table of optimizers times one test a promise."""
 
 import copy
+import inspect
 import pickle
 import warnings
 from collections.abc import Callable
@@ -194,6 +195,19 @@ def test_named_parameters_and_generators_are_taken(name: str) -> None:
 
 
 # -- gradients --------------------------------------------------------------------------------------------------
+
+
+def test_a_subclass_may_pass_settings_on(name: str) -> None:
+    """Also those whose default is None, which the subclass's own signature does not name."""
+    cls, settings = TABLE[name]
+
+    class Mine(cls):
+        def __init__(self, params: Any, **more: Any) -> None:
+            super().__init__(params, **more)
+
+    unset = {one.name: None for one in inspect.signature(cls).parameters.values() if one.default is None}
+    model = net()
+    train(model, Mine(model.parameters(), **{**unset, **settings}), range(1))
 
 
 def test_gradients_are_never_written(name: str) -> None:

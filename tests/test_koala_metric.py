@@ -257,15 +257,18 @@ def test_the_distance_is_the_filter_s_at_rest_and_has_two_bounds(slope: float) -
         assert distance == pytest.approx(min(bounds), rel=1e-3)
 
 
-def test_losses_that_differ_more_make_shorter_steps() -> None:
-    distances = []
-    for losses in ([2.0, 2.0], [1.0, 3.0], [0.0, 4.0]):
+def test_a_mean_does_as_well_as_the_losses_it_is_of() -> None:
+    """However much they differ; and R is the mean's square, or what a caller of `update` says."""
+    for losses in ([2.0, 2.0], [1.0, 3.0], 2.0):
         w = nn.Parameter(torch.ones(2))
         opt = MetricKOALA([w], metric="adam")
         w.sum().backward()
         opt.step(loss=torch.tensor(losses))
-        distances.append(float(opt.distance))
-    assert distances[0] > distances[1] > distances[2] > 0.5 * distances[0]
+        assert float(opt.measurement_noise) == 4
+        assert float(opt.distance) == pytest.approx(2 * gain_at_rest(2, 2.5e-3, 4.0) / 2, rel=1e-6)
+    opt.predict()
+    opt.update(loss=2.0, loss_var=24.0)
+    assert float(opt.measurement_noise) == pytest.approx(0.9 * 4 + 0.1 * 24)
 
 
 def test_without_measurement_each_step_is_as_long_and_no_loss_is_needed() -> None:

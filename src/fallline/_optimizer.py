@@ -328,9 +328,11 @@ def _scalar(value: Any, device: torch.device) -> Any:
     return torch.tensor(value, device=device, dtype=_precision(device) if isinstance(value, float) else torch.int64)
 
 
-def _optional(cls: Any) -> set[str]:
-    """Settings that may be None."""
-    return {name for name, one in inspect.signature(cls).parameters.items() if one.default is None}
+def _optional(cls: type) -> set[str]:
+    """Settings that may be None: those of a class, and of its bases, for it may pass `**settings` on to them."""
+    makers = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
+    settings = [one for maker in makers for one in inspect.signature(maker).parameters.values()]
+    return {one.name for one in settings if one.default is None}
 
 
 def _inside(value: Any, interval: str) -> bool:

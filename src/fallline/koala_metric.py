@@ -120,9 +120,9 @@ class MetricKOALA(KOALA):
     .. math:: s = n \sqrt{q / R}, \quad k = \frac{2 s}{s + \sqrt{s^2 + 4}}, \quad
               \theta \leftarrow \theta - \eta k \tfrac{L}{n} d
 
-    with L the loss above its target, R the running mean of its square over the examples, and k the filter's gain in
-    [0, 1). Where s is small a step is :math:`\eta \sqrt q L / \sqrt R` long, whatever the gradient, and shorter the
-    more the examples differ; where s is large it is Polyak's, :math:`\eta L / n`.
+    with L the minibatch's loss above its target, R the running mean of its square, and k the filter's gain in [0, 1).
+    Where s is small a step is :math:`\eta \sqrt q L / \sqrt R` long, about :math:`\eta \sqrt q` whatever the gradient;
+    where s is large it is Polyak's, :math:`\eta L / n`. One loss an example or their mean: that is the same here.
 
     ========================  =======================================================================  =============
     metric                    d                                                                        n
@@ -140,7 +140,7 @@ class MetricKOALA(KOALA):
         lr: multiplies the step; 1 asks for the target at once.
         metric: see above; a callable takes h, shaped like its parameter, and returns d of the same shape.
         q: process noise, the variance that is added each step; its root is the length of a usual step.
-        r: measurement noise; None follows the mean squared loss, from the first loss on.
+        r: measurement noise; None follows the square of the minibatch's loss, from the first one on.
         alpha_r: share of the old R in its running average, in [0, 1].
         beta: share of the old average in h, in [0, 1).
         beta2: the same of the mean square in Adam's metric.
@@ -249,9 +249,10 @@ class MetricKOALA(KOALA):
 
     def _moments(self, like: Tensor, loss: Any, loss_var: Any = None) -> tuple[Tensor, Tensor] | None:
         known = super()._moments(like, loss, loss_var)
-        if known is None and not self.param_groups[0]["measured"]:
-            return torch.zeros_like(like), torch.zeros_like(like)
-        return known
+        if known is None:
+            return None if self.param_groups[0]["measured"] else (torch.zeros_like(like), torch.zeros_like(like))
+        mean, mean_square = known  # what is measured is the mean: how much the examples differ is not its noise
+        return mean, mean.square() if loss_var is None else mean_square
 
     def _averaged(self, R: Tensor, measured: Tensor) -> Tensor:
         return torch.where(R > 0, super()._averaged(R, measured), measured)
@@ -306,19 +307,10 @@ class MetricKOALA(KOALA):
         if t.kind == "adam":
             t.unbias2 = 1 / (1 - t.beta2**count)
             t.known["eps"] = t.eps
-            self._each(
-                average_twice_,
-                t,
-                t.grads,
-                t.momentum,
-                t.second_moment,
-                share=share,
-                share2=(1 - t.beta2) * counted,
-                ok=ok,
-            )
-            return self._sums(adam_slope, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **t.known)[
-                0
-            ].sum()
+            shares = dict(share=share, share2=(1 - t.beta2) * counted, ok=ok)
+            self._each(average_twice_, t, t.grads, t.momentum, t.second_moment, **shares)
+            slopes = self._sums(adam_slope, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **t.known)
+            return slopes[0].sum()
         self._each(average_, t, t.grads, t.momentum, share=share, ok=ok)
         if t.kind == "identity":
             return self._sums(length, t, t.grads, t.momentum, t.unbias, **t.known)[0].sum()

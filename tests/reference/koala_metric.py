@@ -98,7 +98,7 @@ class MetricKoala:
         target = self.target(mean) if callable(self.target) else self.target
         above = target - mean if self.maximize else mean - target
         if self.r is None:
-            square = float(np.mean((losses - target) ** 2))
+            square = (mean - target) ** 2
             self.R = square if self.R is None else self.alpha_r * self.R + (1 - self.alpha_r) * square
         assert self.R is not None
 

@@ -30,6 +30,7 @@ STROKES: dict[str, Any] = {
     "dashdot": (0, (4.4, 1.6, 1.2, 1.6)),
     "dot": (0, (1, 1.3)),
     "longdash": (0, (7, 2)),
+    "longdashdot": (0, (7, 1.6, 1.2, 1.6)),
 }
 """Plotly's names for broken lines, as strokes and gaps in line widths."""
 
