@@ -14,7 +14,7 @@ ifneq ($(shell cat $(ENV) 2>/dev/null),$(OWNER))
 .PHONY: $(ENV)
 endif
 
-.PHONY: help race test check picture bench records beyond gpu figures clean
+.PHONY: help race test check docs picture bench records beyond gpu figures release clean
 .DEFAULT_GOAL := help
 
 help: ## list these words
@@ -30,6 +30,9 @@ check: $(ENV) ## lint, check the formatting, check the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/python -m mypy
+
+docs: $(ENV) ## build the site from docs/ into site/, strictly and without a network: open site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 picture: $(ENV) ## draw the picture of the last race for the README (needs Chromium)
 	@mkdir -p $(dir $(PICTURE))
@@ -57,8 +60,16 @@ figures: $(ENV) ## make the figures and tables of docs/ and benchmarks/ again (n
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/arturo.py
 	@$(BIN)/python benchmarks/chart.py
 
+release: $(ENV) ## build wheel and sdist into dist/, check them, and use each where nothing else is installed (ten minutes)
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt build twine
+	@$(BIN)/python dev/environment.py
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation >/dev/null
+	@$(BIN)/python -m twine check --strict dist/*
+	@$(BIN)/python dev/smoke.py
+
 clean: ## remove the environment and the caches; races under runs/ stay
-	@rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	@rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	@find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Hatchling comes before the project: so the project builds with the pinned one, not in an environment of its own.

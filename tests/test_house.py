@@ -5,6 +5,7 @@ import graphlib
 import importlib.metadata
 import os
 import re
+import runpy
 import subprocess
 import sys
 import sysconfig
@@ -144,6 +145,19 @@ def test_the_command_asks_for_what_its_extra_brings(project: dict[str, Any]) -> 
     packages = importlib.metadata.packages_distributions()
     asked = {canonicalize_name(packages[module][0]) for module in cli.NEEDS}
     assert asked == {canonicalize_name(Requirement(text).name) for text in project["optional-dependencies"]["bench"]}
+
+
+def test_conda_gets_the_versions_that_were_tested() -> None:
+    script = runpy.run_path(str(ROOT / "dev" / "environment.py"))
+    assert (ROOT / "environment.yml").read_text() == script["environment"](), "python dev/environment.py"
+
+
+def test_the_code_host_runs_what_anybody_can_run() -> None:
+    """Its workflow has no steps of its own: the checks are .ci/run, the release is make release."""
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert re.findall(r"^ +- run: (.*)$", workflow, re.MULTILINE) == [".ci/run", "make release"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert re.search(r"^release:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 def test_every_requirement_is_pinned(project: dict[str, Any]) -> None:

@@ -309,8 +309,8 @@ class MetricKOALA(KOALA):
             t.known["eps"] = t.eps
             shares = dict(share=share, share2=(1 - t.beta2) * counted, ok=ok)
             self._each(average_twice_, t, t.grads, t.momentum, t.second_moment, **shares)
-            slopes = self._sums(adam_slope, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **t.known)
-            return slopes[0].sum()
+            (each,) = self._sums(adam_slope, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **t.known)
+            return each.sum()
         self._each(average_, t, t.grads, t.momentum, share=share, ok=ok)
         if t.kind == "identity":
             return self._sums(length, t, t.grads, t.momentum, t.unbias, **t.known)[0].sum()

@@ -25,6 +25,7 @@ from fallline.bench.data import DATASETS, folders, locate
 from fallline.bench.data.command import app as data_app
 from fallline.bench.design import TRACKS, Design
 from fallline.bench.environment import environment
+from fallline.bench.gallery.command import gallery
 from fallline.bench.loggers import Logging, open_loggers
 from fallline.bench.names import unknown
 from fallline.bench.new import new_task
@@ -459,6 +460,7 @@ app.command("train")(train)
 app.add_typer(data_app, name="data")
 app.command("repro")(repro)
 app.command("check")(check_optimizers)
+app.command("gallery")(gallery)
 bench.command("step")(step)
 app.add_typer(
     bench, name="bench", help="Measure fallline itself: a [b]step[/b] of each optimizer, or the [b]harness[/b]."

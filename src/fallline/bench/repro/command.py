@@ -1,8 +1,9 @@
 """`fallline repro`."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -16,10 +17,14 @@ from fallline.bench.pool import available_cores, local_pool, visible_devices
 from fallline.bench.record import Store
 from fallline.bench.repro import Design, Experiment, get_experiment
 from fallline.bench.repro._preset import Preset
+from fallline.bench.repro.claims import Effort, chosen
+from fallline.bench.repro.claims._records import folder
+from fallline.bench.repro.claims.examine import FAILED, examine, keep
+from fallline.bench.repro.claims.show import tables, tally
 from fallline.bench.repro.listing import listed
 from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_tables
-from fallline.bench.terminal import DATABASE, checked_device, console, readable_errors
+from fallline.bench.terminal import DATABASE, checked_device, console, errors, readable_errors
 
 
 class Size(StrEnum):
@@ -30,12 +35,19 @@ class Size(StrEnum):
 
 
 def repro(
-    name: Annotated[
-        str | None,
-        typer.Argument(metavar="[NAME]", help="Which experiment; without a name they are listed.", show_default=False),
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME]",
+            help="Which experiment; without a name they are listed. With --claims: claims or methods, any number.",
+            show_default=False,
+        ),
     ] = None,
     list_: Annotated[
         bool, typer.Option("--list", help="List the experiments: data, times, what was run, where the records are.")
+    ] = False,
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Test the papers' claims instead: a table of verdicts, in minutes.")
     ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer steps, trials, seeds and contenders: about a minute.")
@@ -69,6 +81,14 @@ def repro(
         str | None,
         typer.Option(metavar="cpu|cuda", help="Where models train.", show_default="cpu; at full scale a GPU if any"),
     ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where --claims looks for records of experiments.",
+            show_default="a checkout's benchmarks/records",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")] = Path("runs"),
 ) -> None:
     """Run a paper's own experiment again: raw numbers as JSON, and a page that shows them.
@@ -86,7 +106,24 @@ def repro(
     fallline repro koala-cifar --scale full --cases "ResNet-18" --device cuda --seeds 3
 
     fallline repro lodo-bowl --optimizers lodo,adam,newton --seeds 2
+
+    fallline repro --claims
+
+    fallline repro --claims koala arturo-bound --quick
     """
+    if claims:
+        asked = dict(list=list_ or None, scale=scale, cases=cases, optimizers=optimizers, trials=trials, seeds=seeds)
+        for option, value in {**asked, "jobs": jobs, "device": device}.items():
+            if value is not None:
+                raise typer.BadParameter("claims have no such choice.", param_hint=f"--{option}")
+        with readable_errors():
+            claims_table(names or [], quick, records, out)
+        return
+    if records is not None:
+        raise typer.BadParameter("only --claims looks for records.", param_hint="--records")
+    if len(names or []) > 1:
+        raise typer.BadParameter("one experiment at a time.", param_hint="NAME")
+    name = names[0] if names else None
     if name is None or list_:
         with readable_errors():
             show_list(out)
@@ -114,6 +151,38 @@ def repro(
             console.print(Text(sentence))
         console.print(f"Raw numbers: {raw}", soft_wrap=True)
         console.print(f"Report: {report}", soft_wrap=True)
+
+
+def claims_table(names: Sequence[str], quick: bool, records: Path | None, out: Path) -> None:
+    """Measure the papers' claims, show the table and write it; an error in one of them is exit status 1."""
+    try:
+        wanted = chosen(names)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="NAME") from error
+    if records is not None and not records.is_dir():
+        raise typer.BadParameter(f"{records} is no folder.", param_hint="--records")
+    command = " ".join(["fallline repro --claims", *names, *(["--quick"] if quick else [])])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors are small, and sums keep their order
+    found: list[dict[str, Any]] = []
+    try:
+        with console.status("") as status:
+            for claim in wanted:
+                status.update(f"{claim.id} ...")
+                record = examine([claim], Effort(quick, records or folder()), command)
+                path = keep(record, out)
+                found += record["claims"]
+    except KeyboardInterrupt:
+        errors.print(f"\nStopped. {len(found)} claims were measured and are kept; name the others to go on.")
+        raise typer.Exit(130) from None
+    finally:
+        torch.set_num_threads(threads)
+    for table in tables(found):
+        console.print(table)
+    console.print(f"{tally(found)}; {sum(one['cpu_seconds'] for one in found):.0f} s of CPU time.")
+    console.print(f"Raw numbers: {path}", soft_wrap=True)
+    if any(one["verdict"] == FAILED for one in found):
+        raise typer.Exit(1)
 
 
 def checked_design(

@@ -1,0 +1,78 @@
+"""Measures claims one after the other, and keeps what was found."""
+
+import json
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from fallline.bench.environment import environment
+from fallline.bench.files import put
+from fallline.bench.repro.claims import CLAIMS
+from fallline.bench.repro.claims._claim import Claim, Effort, Measured, Reading, Verdict, verdict, worst
+
+FILE = "claims.json"
+
+Found = dict[str, Any]
+"""One claim of the JSON file: see `examined`."""
+
+FAILED: Literal["failed"] = "failed"
+"""In the place of a verdict, where measuring raised an error."""
+
+
+def examine(claims: Sequence[Claim], effort: Effort, command: str) -> dict[str, Any]:
+    """Measure; returns what the JSON file holds. An error in one claim is kept in its place, and the others go on."""
+    about = {"command": command, "quick": effort.quick, "environment": environment(1)}
+    return {**about, "claims": [examined(claim, effort) for claim in claims]}
+
+
+def examined(claim: Claim, effort: Effort) -> Found:
+    """One claim with its measurement and verdict, ready for JSON; the headline is the worst reading."""
+    started, start, criterion = datetime.now(UTC), time.process_time(), claim.criterion
+    about = {
+        "id": claim.id,
+        "started_at": started.isoformat(timespec="seconds"),
+        "method": claim.method,
+        "claim": claim.sentence,
+        "source": claim.source,
+        "how": claim.how,
+        "quantity": criterion.quantity,
+        "band": criterion.band,
+    }
+    word: Verdict | Literal["failed"]
+    try:
+        measured = claim.measure(effort)
+        word, why = verdict(criterion, measured)
+    except Exception as error:  # whatever an optimizer, a record or the mathematics may raise
+        word, why, measured = FAILED, f"{type(error).__name__}: {error}", Measured()
+    headline = worst(criterion, measured.readings) if measured.readings else None
+    concluded = {"holds": claim.if_holds, "does not hold": claim.if_not}.get(word, "")
+    return about | {
+        "verdict": word,
+        "why": why,
+        "concluded": concluded,
+        "headline": as_json(headline) if headline else None,
+        "readings": [as_json(reading) for reading in measured.readings],
+        "details": dict(measured.details),
+        "cpu_seconds": round(time.process_time() - start, 1),
+    }
+
+
+def as_json(reading: Reading) -> dict[str, Any]:
+    """A reading; without bounds where nothing is random."""
+    bounds = {"low": reading.low, "high": reading.high, "count": reading.count} if reading.random else {}
+    return {"name": reading.name, "value": reading.value, **bounds}
+
+
+def keep(record: dict[str, Any], out: Path) -> Path:
+    """Write the record, whole or not at all; claims that were measured before, as quickly, and not now stay in it."""
+    path = out / FILE
+    found = {one["id"]: one for one in record["claims"]}
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["quick"] == record["quick"]:
+            found = {one["id"]: one for one in before["claims"]} | found
+    order = [claim.id for claim in CLAIMS if claim.id in found]
+    record = {**record, "claims": [found[name] for name in order]}
+    return put(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
