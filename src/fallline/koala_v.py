@@ -21,8 +21,9 @@ class VanillaKOALA(KOALA):
               x_i \leftarrow x_i - \eta L_i \tfrac{P}{S_i} h_i, \quad P \leftarrow P R / (P \max_i \|h_i\|^2 + R)
 
     :math:`h_i` is the gradient of tensor i with its weight decay, :math:`L_i` the loss above its target with the
-    tensor's own penalty. With R = E[loss²] a step moves a tensor by at most about :math:`\eta \sqrt{P} / 2`, whatever
-    its gradient.
+    tensor's own penalty. Whatever its gradient, a step moves a tensor by at most :math:`\eta L_i \sqrt{P / R} / 2`:
+    about :math:`\eta \sqrt P / 2` where R follows the loss, up to :math:`1 / \sqrt{1 - \alpha_R}` times that after a
+    sudden rise.
 
     Args:
         params: parameters or parameter groups; ``lr`` and ``weight_decay`` may differ between groups.
