@@ -36,7 +36,7 @@ TABLE: dict[str, tuple[type[fallline.Optimizer], dict[str, Any]]] = {
     "koala-pp": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1)),
     "koala-pp-decay": (fallline.KOALAPlusPlus, dict(lr=0.5, sigma=0.1, q=0.1, weight_decay=0.1)),
     "koala-pp-vanilla": (fallline.KOALAPlusPlus, dict(lr=0.5, symmetric=False, skip_nonfinite=False)),
-    "koala-orthogonal-decay": (fallline.OrthogonalKOALA, dict(lr=0.5, q=1e-2, weight_decay=0.1)),
+    "koala-orthogonal-decay": (fallline.OrthogonalKOALA, dict(lr=0.5, q=5e-4, weight_decay=0.1)),
     "koala-metric-identity": (fallline.MetricKOALA, dict(metric="identity", beta=0.5, q=1e-2, skip_nonfinite=False)),
     "arturo": (fallline.ArTuRO, dict(lr=0.05)),
     "arturo-decay": (
