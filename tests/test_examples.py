@@ -1,6 +1,5 @@
 """The examples: each ends where a plain loop over the same batches ends, and is evaluated and saved where it says."""
 
-import importlib.util
 import re
 import runpy
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from bits import assert_bits
 from fallline import MomentumKOALA
 from fallline.koala import KOALA
+from scripts import script
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -49,12 +49,7 @@ def load(name: str) -> ModuleType:
     pytest.importorskip("sklearn")
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(f"examples/{name}.py")
 
 
 # -- the plain loop ---------------------------------------------------------------------------------------------

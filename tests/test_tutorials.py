@@ -1,31 +1,20 @@
 """The tutorials and the method pages: programs do what the pages say, and the pages show what is in the code."""
 
-import importlib.util
 import inspect
 import math
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fallline
+from scripts import script
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 DOCS = ROOT / "docs"
-
-
-def load(name: str) -> ModuleType:
-    """A program of the tutorials as a module, without its main block."""
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def block(page: str, title: str) -> str:
@@ -42,7 +31,7 @@ def block(page: str, title: str) -> str:
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated")
 def test_fine_tuning_lowers_the_loss_and_saves_the_filtered_point(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    tutorial = load("fine_tune")
+    tutorial = script("examples/fine_tune.py")
     losses = tutorial.fine_tune(tutorial.pretrained(steps=30), steps=24, folder=str(tmp_path))
     assert len(losses) == 5
     assert all(max(after) < min(losses[0]) - 0.05 for after in losses[1:])
@@ -110,7 +99,9 @@ def start(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 def test_the_new_optimizer_follows_its_formula(weight_decay: float) -> None:
     params, twins = start(), [p.detach().clone() for p in start()]
-    optimizer = load("new_optimizer").NormalizedMomentum(params, lr=0.05, momentum=0.8, weight_decay=weight_decay)
+    optimizer = script("examples/new_optimizer.py").NormalizedMomentum(
+        params, lr=0.05, momentum=0.8, weight_decay=weight_decay
+    )
     averages = [torch.zeros_like(x) for x in twins]
     for step in range(12):
         for p, g in zip(params, gradients(twins, step), strict=True):
@@ -131,7 +122,7 @@ def test_the_new_optimizer_fused_is_the_same() -> None:
     runs = []
     for fused in (False, True):
         params = start(torch.float32)
-        optimizer = load("new_optimizer").NormalizedMomentum(params, weight_decay=0.1, fused=fused)
+        optimizer = script("examples/new_optimizer.py").NormalizedMomentum(params, weight_decay=0.1, fused=fused)
         for step in range(5):
             for p, g in zip(params, gradients(params, step), strict=True):
                 p.grad = g.detach().clone()
@@ -143,7 +134,7 @@ def test_the_new_optimizer_fused_is_the_same() -> None:
 
 def test_the_new_optimizer_leaves_out_a_step_with_a_nan() -> None:
     params = start()
-    optimizer = load("new_optimizer").NormalizedMomentum(params, weight_decay=0.1)
+    optimizer = script("examples/new_optimizer.py").NormalizedMomentum(params, weight_decay=0.1)
     for step in range(2):
         for p, g in zip(params, gradients(params, step), strict=True):
             p.grad = g.detach().clone()
@@ -172,7 +163,7 @@ def test_the_new_optimizer_keeps_what_fallline_check_asks_for() -> None:
 
 
 def test_the_new_optimizer_says_what_is_outside_its_range() -> None:
-    tutorial = load("new_optimizer")
+    tutorial = script("examples/new_optimizer.py")
     with pytest.raises(ValueError, match=r"momentum=1\.0 is outside its range: a number in \[0, 1\)"):
         tutorial.NormalizedMomentum(start(), momentum=1.0)
     assert issubclass(tutorial.NormalizedMomentum, fallline.Optimizer)

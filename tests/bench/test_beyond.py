@@ -1,7 +1,6 @@
 """benchmarks/beyond.py races, stops and goes on; docs/beyond.py makes of its records what the page shows."""
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import math
@@ -18,20 +17,11 @@ from referee import Inline
 from fallline.bench.contenders import get_contender
 from fallline.bench.record import Store
 from fallline.bench.tasks import get_task
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 TASKS = ("sprint:Sprint@steps=12", "sprint:Cliff@steps=12", "sprint:Marathon")
 ENTRANTS = (("adamw", "ours"), ("sgd", "baseline"), ("sgd#2", "control"))
-
-
-def script(name):
-    """A script of the project, not run."""
-    path = ROOT / name
-    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where its dataclasses look for their module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The papers' claims: a criterion can fail, a broken method is seen, and the page says what the record has."""
 
-import importlib.util
 import json
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,8 @@ from fallline.bench.repro.claims import (
     mean_of,
 )
 from fallline.bench.repro.claims._claim import verdict, worst
+from fallline.bench.repro.lodo_bowl import hessian_error
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 QUICK = Effort(quick=True)
@@ -223,9 +224,9 @@ def test_an_exponent_is_found_and_what_was_not_learned_is_an_error():
 
 def test_the_network_learns_more_of_the_inverse_than_one_rate_can():
     H = lodo.Bowl(0, lodo.EIGENVALUES).hessian
-    assert lodo.error(torch.linalg.inv(H), H) < 1e-12
+    assert hessian_error(torch.linalg.inv(H), H) < 1e-12
     rates = torch.linspace(0.5, 5, 200, dtype=torch.float64)
-    grid = min(lodo.error(rate * torch.eye(5, dtype=torch.float64), H) for rate in rates)
+    grid = min(hessian_error(rate * torch.eye(5, dtype=torch.float64), H) for rate in rates)
     assert lodo.best_rate(H) == pytest.approx(grid, rel=1e-3)
 
 
@@ -341,10 +342,7 @@ def test_what_makes_no_sense_is_said(arguments, told):
 @pytest.fixture(scope="module")
 def page():
     """docs/claims.py, not run."""
-    spec = importlib.util.spec_from_file_location("claims_page", ROOT / "docs" / "claims.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("docs/claims.py")
 
 
 def test_the_page_says_what_the_record_has(page):

@@ -1,6 +1,5 @@
 """The pages under docs: what a script puts into them is what it would put there today."""
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -14,22 +13,15 @@ from fallline.bench.record import Store
 from fallline.bench.repro.lodo_memory import WAYS
 from fallline.bench.results import results
 from fallline.bench.train import state_bytes
+from scripts import script
 
 DOCS = Path(__file__).parents[2] / "docs"
-
-
-def script(name: str) -> ModuleType:
-    """A script under docs, not run."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
 def arturo() -> ModuleType:
     """docs/arturo.py."""
-    return script("arturo")
+    return script("docs/arturo.py")
 
 
 def rows(page: str, place: str) -> list[list[str]]:
@@ -101,7 +93,7 @@ def test_the_table_of_memory_is_of_every_way_and_its_bytes_are_those_of_the_stat
 
 
 def test_the_table_of_luck_is_what_its_script_makes(store: Store, referee: Referee) -> None:
-    race = script("race")
+    race = script("docs/race.py")
     page = (DOCS / "race.md").read_text(encoding="utf-8").replace("\nPairing", "<!-- end -->")
     head, _, *body = rows(page, "luck")
     assert head == ["", "AdamW", "SGD"]

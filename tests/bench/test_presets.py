@@ -1,7 +1,6 @@
 """Presets: which runs they ask for, what they choose and tell, and how the command and the records treat them."""
 
 import contextlib
-import importlib.util
 import json
 import math
 import time
@@ -30,6 +29,7 @@ from fallline.bench.repro._preset import (
 from fallline.bench.spaces import Choice, Range
 from fallline.bench.stats import interval
 from fallline.bench.train import Outcome, Run, train
+from scripts import script
 
 SGD = Entry(
     "SGD", "sgd@step-0.1-0.5", {"lr": 0.1, "momentum": 0.9}, {"lr": 10, "momentum": Range(0.05, 0.5, "one minus log")}
@@ -335,15 +335,6 @@ def test_the_list_tells_of_data_times_and_records(tiny, monkeypatch):
 
 
 # --- what is kept ---
-
-
-def script(name):
-    """A script of the project, not run."""
-    path = Path(__file__).parents[2] / name
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

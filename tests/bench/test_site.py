@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -28,6 +27,7 @@ from fallline.bench.gallery import get_picture
 from fallline.bench.repro import get_experiment
 from fallline.bench.repro.claims import chosen
 from fallline.bench.tasks import get_task
+from scripts import script
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -413,24 +413,16 @@ def test_the_site_builds_strictly_and_stands_alone(tmp_path: Path) -> None:
 # -- its parts --------------------------------------------------------------------------------------------------
 
 
-def site_module(name: str) -> ModuleType:
-    """A module of docs/site, not as part of a build."""
-    spec = importlib.util.spec_from_file_location(f"site_{name}", DOCS / "site" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("formula", [r"\frac{1}", r"a \nosuchthing b"], ids=["incomplete", "unknown"])
 def test_a_formula_that_cannot_be_shown_ends_the_build(formula: str) -> None:
-    hooks = site_module("hooks")
+    hooks = script("docs/site/hooks.py")
     page = f'<p>It is <span class="arithmatex">\\({formula}\\)</span>.</p>'
     with pytest.raises(hooks.PluginError, match=rf"koala\.md.*{re.escape(repr(formula))[1:-1]}"):
         hooks.FORMULA.sub(lambda found: hooks.mathml(found, "koala.md"), page)
 
 
 def test_links_out_of_the_docs_lead_to_pages_and_code_is_left_alone() -> None:
-    hooks = site_module("hooks")
+    hooks = script("docs/site/hooks.py")
     links = hooks.LINKS
     links.places = {"src/fallline/koala.py": "source/src/fallline/koala.py.md", "docs/race.md": "race.md"}
     links.origins = {"koala.md": "docs/koala.md", "source/CHANGELOG.md": "CHANGELOG.md"}
@@ -445,7 +437,7 @@ def test_links_out_of_the_docs_lead_to_pages_and_code_is_left_alone() -> None:
 
 
 def test_docstrings_become_markdown() -> None:
-    markdown = site_module("docstrings").markdown
+    markdown = script("docs/site/docstrings.py").markdown
     text = "A.\n\n.. math:: a = b, \\quad\n          c = d\n\nSee :class:`LODO`, :func:`torch.compile`, :math:`x^2`."
     made = markdown(text, {"LODO"})
     assert "$$\na = b, \\quad c = d\n$$\n" in made

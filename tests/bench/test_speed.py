@@ -1,7 +1,6 @@
 """`fallline bench step`: whom it measures, in which order, and what it makes of the numbers. No test takes a time."""
 
 import dataclasses
-import importlib.util
 import json
 import random
 import re
@@ -34,6 +33,7 @@ from fallline.bench.speed.run import Plan, Seen, batches, least, measure, row
 from fallline.bench.speed.shapes import SETS, elements, get_set
 from fallline.bench.speed.tables import tables, words
 from fallline.bench.speed.timing import COPY, Runner, Turn, order, turns
+from scripts import script
 
 BY_NAME = {method.name: method for method in METHODS}
 EAGER = [method for method in METHODS if method.mode == "eager" and not method.apart]
@@ -722,24 +722,16 @@ def test_the_threads_of_torch_are_as_they_were_before():
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def script(name):
-    """A script of benchmarks/, not run."""
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def chart():
     """benchmarks/chart.py."""
-    return script("chart")
+    return script("benchmarks/chart.py")
 
 
 @pytest.fixture
 def gpu():
     """benchmarks/gpu.py."""
-    return script("gpu")
+    return script("benchmarks/gpu.py")
 
 
 def test_the_pages_say_what_the_records_say(chart):

@@ -1,6 +1,5 @@
 """The unfused methods: they take the library's trajectories, by as many passes as their docstrings say."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fallline import ArTuRO, CoolMomentum, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
 from fallline.bench.speed.methods import all_methods, chosen
 from problem import batch_losses, start
+from scripts import script
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "unfused.py"
-spec = importlib.util.spec_from_file_location("unfused", FILE)
-assert spec is not None
-assert spec.loader is not None
-unfused = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(unfused)
+unfused = script("benchmarks/unfused.py")
 
 SIZE, TENSORS = 1000, 3
 

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fallline import MomentumKOALA
 from fallline.bench.gallery._picture import Drawn
 from fallline.bench.gallery.svg import Panel, apart, area, document, group, heading, line, words
-from fallline.bench.seeds import generator, seed_torch
-from fallline.bench.tasks import get_task
+from fallline.bench.repro.perceptron import Perceptron
 
 Array = NDArray[np.float64]
 
@@ -37,20 +37,15 @@ class Filtering:
 
 def run_filter(seed: int, steps: int = EPOCHS * BATCHES) -> Filtering:
     """Train on digits with KOALA-M as shipped, in its two stages, and read the filter at each."""
-    task = get_task("digits")
-    batches = task.batches(generator(seed, "order"))
-    seed_torch(seed, "init")
-    model = task.model()
-    optimizer = MomentumKOALA(model.parameters())
+    digits = Perceptron(seed, torch.float32)
+    optimizer = MomentumKOALA(digits.weights)
     rows = []
     for _ in range(steps):
         optimizer.predict()
-        losses = task.losses(model, next(batches))
-        optimizer.zero_grad()
-        losses.mean().backward()
+        losses = digits.losses()
         P = optimizer.covariance.clone()
-        squares = [p.grad.square().sum().item() for p in model.parameters() if p.grad is not None]
-        optimizer.update(losses.detach())
+        squares = [p.grad.square().sum().item() for p in digits.weights if p.grad is not None]
+        optimizer.update(losses)
         R = optimizer.measurement_noise.item()
         p11, p12, p22 = P[0, 0].item(), P[0, 1].item(), P[1, 1].item()
         rows.append([losses.mean().item(), R, p11, p12, p22, *(p11 * h2 / (p11 * h2 + R) for h2 in squares)])

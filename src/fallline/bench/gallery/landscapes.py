@@ -215,20 +215,19 @@ def walk(
 ) -> Walk:
     """One walk with the library's optimizer, or torch's, in float64."""
     contender = CONTENDERS[name]
-    point = torch.tensor(landscape.start if start is None else start, dtype=torch.float64, requires_grad=True)
-    point.grad = torch.zeros(2, dtype=torch.float64)
+    start = landscape.start if start is None else start
+    point = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
     plain = {**contender.variant, **settings, "weight_decay": 0.0}
     torch.manual_seed(derive("gallery", seed, "network"))  # LODO draws its network from it
-    optimizer: Any = contender.make([torch.nn.Parameter(point)], plain, landscape.steps)
-    (point,) = optimizer.param_groups[0]["params"]
+    optimizer: Any = contender.make([point], plain, landscape.steps)
+    filters = isinstance(optimizer, KOALA)
     rates = [(group, key, group[key]) for group in optimizer.param_groups for key in contender.rates]
     shifts = np.random.default_rng(derive("gallery", seed, "noise")).normal(0, landscape.jitter, (landscape.steps, 2))
     way = np.full((landscape.steps + 1, 2), np.nan)
-    way[0] = landscape.start if start is None else start
+    way[0] = start
     for step in range(1, landscape.steps + 1):
         for group, key, rate in rates:
             group[key] = rate * lr_factor(contender.schedule, step, landscape.steps)
-        filters = isinstance(optimizer, KOALA)
         if filters:
             optimizer.predict()
         x, y = (point.detach().numpy() + shifts[step - 1]).tolist()

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fallline import ArTuRO
 from fallline.bench.gallery._picture import Drawn
 from fallline.bench.gallery.svg import Panel, area, document, group, heading, line, words
-from fallline.bench.seeds import generator, seed_torch
-from fallline.bench.tasks import get_task
+from fallline.bench.repro.perceptron import Perceptron
 from fallline.bench.train import lr_factor
 
 Array = NDArray[np.float64]
@@ -46,19 +46,14 @@ class Steps:
 
 def run_steps(seed: int, steps: int = EPOCHS * BATCHES) -> Steps:
     """Train on digits with arTuRO as shipped but for the bound, and measure each step from outside."""
-    task = get_task("digits")
-    batches = task.batches(generator(seed, "order"))
-    seed_torch(seed, "init")
-    model = task.model()
-    parameters = list(model.parameters())
+    digits = Perceptron(seed, torch.float32)
+    parameters = digits.weights
     optimizer = ArTuRO(parameters, lr=BOUND)
     rows = []
     for step in range(1, steps + 1):
         bound = BOUND * lr_factor("cosine", step, steps)
         optimizer.param_groups[0]["lr"] = bound
-        loss = task.losses(model, next(batches)).mean()
-        optimizer.zero_grad()
-        loss.backward()
+        loss = digits.losses().mean()
         before = [(p.detach().clone(), optimizer.state[p]["precision"].clone()) for p in parameters]
         optimizer.step()
         moved = [(p.detach() - old, precision) for p, (old, precision) in zip(parameters, before, strict=True)]

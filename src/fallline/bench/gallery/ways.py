@@ -35,6 +35,8 @@ BELOW, DEPTH = 474, 168
 DASHES = {"sgd": "8 3 2 3", "adamw": "7 4"}
 """How the losses are broken of those that are not ours."""
 
+CLOCK = Clock(8)
+
 GRID = (260, 130)
 """Points at which contours are sought, across and up."""
 
@@ -59,7 +61,7 @@ def drawn(name: str, seed: int, jobs: int, trials: int = TRIALS) -> Drawn:
     needed("contourpy", "the picture of a landscape", extra="plots")  # better said before the search than after it
     landscape = LANDSCAPES[name]
     found = search_all(landscape, seed, jobs, trials)
-    return Drawn(draw(landscape, found, trials), tuple(told(landscape, found)), Clock(8).total)
+    return Drawn(draw(landscape, found, trials), tuple(told(landscape, found)), CLOCK.total)
 
 
 def told(landscape: Landscape, found: Sequence[Found]) -> list[str]:
@@ -76,7 +78,6 @@ def told(landscape: Landscape, found: Sequence[Found]) -> list[str]:
 
 def draw(landscape: Landscape, found: Sequence[Found], trials: int) -> str:
     """The picture."""
-    clock = Clock(8)
     found = sorted(found, key=lambda one: -one.walk.score)  # the best on top
     names = [one.walk.name for one in found]
     searched = f"{landscape.steps} steps, everyone with the best of {trials} settings."
@@ -86,8 +87,8 @@ def draw(landscape: Landscape, found: Sequence[Found], trials: int) -> str:
     body = [
         heading(landscape.title, landscape.formula + noise, searched),
         ground(landscape),
-        ways(landscape, found, clock),
-        losses(landscape, found, clock),
+        ways(landscape, found),
+        losses(landscape, found),
     ]
     description = (
         f"Ways of {', '.join(CONTENDERS[name].label for name in reversed(names))} over contour lines of "
@@ -127,7 +128,7 @@ def ground(landscape: Landscape) -> str:
     )
 
 
-def ways(landscape: Landscape, found: Sequence[Found], clock: Clock) -> str:
+def ways(landscape: Landscape, found: Sequence[Found]) -> str:
     """Everyone's way grows, step by step, with its head; the ends of fresh walks as small dots."""
     panel = plane(landscape)
     lines, heads, ends = [], {}, []
@@ -136,7 +137,7 @@ def ways(landscape: Landscape, found: Sequence[Found], clock: Clock) -> str:
         points = np.stack([panel.x(one.walk.way[:, 0]), panel.y(one.walk.way[:, 1])], 1)
         points = points[np.isfinite(points).all(axis=1)]  # a lost walk ends where it was lost
         points = np.clip(points, -WIDTH, 2 * WIDTH)  # far outside is outside
-        lines.append(clock.draw(points, name, "line way"))
+        lines.append(CLOCK.draw(points, name, "line way"))
         heads[name] = points
         for other in one.fresh:
             if np.isfinite(other.way[-1]).all():
@@ -144,7 +145,7 @@ def ways(landscape: Landscape, found: Sequence[Found], clock: Clock) -> str:
                 ends.append(dot(float(panel.x(x)), float(panel.y(y)), 2.5, f"f-{name}"))
     x, y = float(panel.x(landscape.start[0])), float(panel.y(landscape.start[1]))
     start = group(dot(x, y, 4, "s-text line", fill="none"), words(x, y - 12, "start", "small middle"))
-    return group(group(*ends, opacity=0.8), *lines, start, clock.heads(heads), clip_path="url(#land)")
+    return group(group(*ends, opacity=0.8), *lines, start, CLOCK.heads(heads), clip_path="url(#land)")
 
 
 def label(name: str) -> str:
@@ -152,7 +153,7 @@ def label(name: str) -> str:
     return "KOALA, Adam’s metric" if name == "koala-adam" else CONTENDERS[name].label
 
 
-def losses(landscape: Landscape, found: Sequence[Found], clock: Clock) -> str:
+def losses(landscape: Landscape, found: Sequence[Found]) -> str:
     """Loss against steps, with names and last values at the right."""
     curves = {one.walk.name: one.walk.losses for one in found}
     known = np.concatenate([curve[np.isfinite(curve)] for curve in curves.values()])
@@ -170,4 +171,4 @@ def losses(landscape: Landscape, found: Sequence[Found], clock: Clock) -> str:
         marks.append(tag("path", d=track(leader), class_=f"line thin s-{name}", opacity=0.6))
         marks.append(words(right + 34, place + 4.5, label(name), f"f-{name} name"))
         marks.append(words(WIDTH - EDGE, place + 4.5, f"{curve[-1]:.2g}", "muted end figures"))
-    return group(panel.axes("step", name="Loss"), clock.reveal(panel, "told", *lines), *marks)
+    return group(panel.axes("step", name="Loss"), CLOCK.reveal(panel, "told", *lines), *marks)

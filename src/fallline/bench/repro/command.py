@@ -17,10 +17,6 @@ from fallline.bench.pool import available_cores, local_pool, visible_devices
 from fallline.bench.record import Store
 from fallline.bench.repro import Design, Experiment, get_experiment
 from fallline.bench.repro._preset import Preset
-from fallline.bench.repro.claims import Effort, chosen
-from fallline.bench.repro.claims._records import folder
-from fallline.bench.repro.claims.examine import FAILED, examine, keep
-from fallline.bench.repro.claims.show import tables, tally
 from fallline.bench.repro.listing import listed
 from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_tables
@@ -155,6 +151,11 @@ def repro(
 
 def claims_table(names: Sequence[str], quick: bool, records: Path | None, out: Path) -> None:
     """Measure the papers' claims, show the table and write it; an error in one of them is exit status 1."""
+    from fallline.bench.repro.claims import Effort, chosen  # which no other command needs
+    from fallline.bench.repro.claims._records import folder
+    from fallline.bench.repro.claims.examine import FAILED, begun, examined, keep
+    from fallline.bench.repro.claims.show import tables, tally
+
     try:
         wanted = chosen(names)
     except ValueError as error:
@@ -164,14 +165,15 @@ def claims_table(names: Sequence[str], quick: bool, records: Path | None, out: P
     command = " ".join(["fallline repro --claims", *names, *(["--quick"] if quick else [])])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors are small, and sums keep their order
-    found: list[dict[str, Any]] = []
+    effort = Effort(quick, records or folder())
+    record = begun(effort, command)
+    found: list[dict[str, Any]] = record["claims"]
     try:
         with console.status("") as status:
             for claim in wanted:
                 status.update(f"{claim.id} ...")
-                record = examine([claim], Effort(quick, records or folder()), command)
+                found.append(examined(claim, effort))
                 path = keep(record, out)
-                found += record["claims"]
     except KeyboardInterrupt:
         errors.print(f"\nStopped. {len(found)} claims were measured and are kept; name the others to go on.")
         raise typer.Exit(130) from None

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from fallline import ArTuRO
 from fallline.bench.repro.claims._claim import DERIVED, Claim, Criterion, Effort, Measured, Reading, exact, mean_of
-from fallline.bench.repro.claims._perceptron import Perceptron
 from fallline.bench.repro.claims._records import differences
+from fallline.bench.repro.perceptron import Perceptron
 from fallline.bench.seeds import generator
 
 PAPER = "Dahlinger et al. 2023"

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +20,16 @@ FAILED: Literal["failed"] = "failed"
 """In the place of a verdict, where measuring raised an error."""
 
 
-def examine(claims: Sequence[Claim], effort: Effort, command: str) -> dict[str, Any]:
-    """Measure; returns what the JSON file holds. An error in one claim is kept in its place, and the others go on."""
-    about = {"command": command, "quick": effort.quick, "environment": environment(1)}
-    return {**about, "claims": [examined(claim, effort) for claim in claims]}
+def begun(effort: Effort, command: str) -> dict[str, Any]:
+    """What the JSON file holds before the first claim is measured."""
+    return {"command": command, "quick": effort.quick, "environment": environment(1), "claims": []}
 
 
 def examined(claim: Claim, effort: Effort) -> Found:
-    """One claim with its measurement and verdict, ready for JSON; the headline is the worst reading."""
+    """One claim with its measurement and verdict, ready for JSON; the headline is the worst reading.
+
+    An error is kept in the place of a verdict, so that the others go on.
+    """
     started, start, criterion = datetime.now(UTC), time.process_time(), claim.criterion
     about = {
         "id": claim.id,

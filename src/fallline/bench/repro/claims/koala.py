@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fallline import KOALA, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
 from fallline.bench.repro.claims._claim import DERIVED, Claim, Criterion, Effort, Measured, exact, mean_of
-from fallline.bench.repro.claims._perceptron import Perceptron
 from fallline.bench.repro.claims._records import differences
+from fallline.bench.repro.perceptron import Perceptron
 from fallline.bench.seeds import generator
 
 PAPER = "Davtyan et al. 2022"

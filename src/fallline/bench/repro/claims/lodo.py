@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fallline import LODO
 from fallline.bench.repro.claims._claim import DERIVED, Claim, Criterion, Effort, Measured, exact, mean_of
 from fallline.bench.repro.claims._records import missing, record_of, told
+from fallline.bench.repro.lodo_bowl import hessian_error
 from fallline.bench.seeds import generator
 
 PAPER = "Liao et al. 2023"
@@ -47,14 +48,9 @@ def follow(bowl: Bowl, steps: int, averaged: int = 0, start: float = 0.0, **sett
     return total / count
 
 
-def error(G: Tensor, H: Tensor) -> float:
-    """‖I − G H‖ / √n."""
-    return float((torch.eye(len(H), dtype=H.dtype) - G @ H).norm() / math.sqrt(len(H)))
-
-
 def best_rate(H: Tensor) -> float:
     """The error of the best multiple of the identity: what one learning rate could do."""
-    return error(H.trace() / (H @ H).trace() * torch.eye(len(H), dtype=H.dtype), H)
+    return hessian_error(H.trace() / (H @ H).trace() * torch.eye(len(H), dtype=H.dtype), H)
 
 
 # --- the inverse Hessian ---
@@ -73,8 +69,8 @@ def operators(steps: int, seeds: int) -> tuple[tuple[Bowl, Tensor], ...]:
 def inverse(effort: Effort) -> Measured:
     """Where the minimum drifts."""
     found = operators(effort.pick(1500, 700), effort.pick(5, 3))
-    ratios = [error(G, bowl.hessian) / best_rate(bowl.hessian) for bowl, G in found]
-    errors = [error(G, bowl.hessian) for bowl, G in found]
+    ratios = [hessian_error(G, bowl.hessian) / best_rate(bowl.hessian) for bowl, G in found]
+    errors = [hessian_error(G, bowl.hessian) for bowl, G in found]
     return Measured([mean_of("‖I − G H‖ by the best rate's", ratios)], {"‖I − G H‖ / √n": errors})
 
 
@@ -84,7 +80,7 @@ def inverse_at_rest(effort: Effort) -> Measured:
     for seed in range(effort.pick(5, 3)):
         bowl = Bowl(seed, EIGENVALUES, drift=0.0)
         G = follow(bowl, effort.pick(1500, 500), start=3.0, **NETWORK)
-        ratios.append(error(G, bowl.hessian) / best_rate(bowl.hessian))
+        ratios.append(hessian_error(G, bowl.hessian) / best_rate(bowl.hessian))
     return Measured([mean_of("‖I − G H‖ by the best rate's", ratios)])
 
 

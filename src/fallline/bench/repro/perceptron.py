@@ -1,4 +1,4 @@
-"""The small network of the claims, in float64: digits, as `fallline race digits` has it."""
+"""The small network of the claims and of the gallery: digits, as `fallline race digits` has it."""
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +9,12 @@ from fallline.bench.tasks.digits import Digits
 
 
 class Perceptron:
-    """A network and its batches, both of one seed."""
+    """A network and its batches, both of one seed; in float64, as exact claims need it, unless asked otherwise."""
 
-    def __init__(self, seed: int) -> None:
-        self.task = Digits()
+    def __init__(self, seed: int, dtype: torch.dtype = torch.float64) -> None:
+        self.task, self.dtype = Digits(), dtype
         seed_torch(seed, "init")
-        self.model = self.task.model().double()
+        self.model = self.task.model().to(dtype)
         self.batches = self.task.batches(generator(seed, "order"))
 
     @property
@@ -25,7 +25,7 @@ class Perceptron:
     def losses(self) -> Tensor:
         """Of the next batch, [64], in nats; the backward pass of their mean is done."""
         images, labels = next(self.batches)
-        losses = F.cross_entropy(self.model(images.double()), labels, reduction="none")
+        losses = F.cross_entropy(self.model(images.to(self.dtype)), labels, reduction="none")
         self.model.zero_grad()
         losses.mean().backward()
         return losses.detach()
