@@ -1,4 +1,4 @@
-"""What the records say, drawn and tabled: step.svg, the tables of README.md here, the paragraph of the project's.
+"""What the records say, drawn and tabled: step.svg, and what stands in README.md here.
 
     python benchmarks/chart.py        # or: make figures
 
@@ -296,7 +296,7 @@ def gpu_text(folder: Path) -> str:
 
 
 def paragraph(part: Part) -> str:
-    """For the project's README: what a step costs, and what fusing gains."""
+    """In short: what a step costs, and what fusing gains."""
     beside: dict[str, list[str]] = {}
     gains, colds = [], []
     for one in fused(part):
@@ -373,13 +373,14 @@ def figure(part: Part) -> dict[str, Any]:
 # --- pages ---
 
 
-def texts(folder: Path) -> dict[tuple[Path, str], str]:
-    """By page and place, what stands there."""
+def texts(folder: Path) -> dict[str, str]:
+    """What stands where on the page."""
     parts = read(folder, "cpu*.json")
     if MAIN not in parts:
         raise SystemExit(f"{folder} has no record of {' in '.join(MAIN)}: make bench")
-    main, ours = parts[MAIN], HERE / "README.md"
-    found = {
+    main = parts[MAIN]
+    return {
+        "in short": paragraph(main),
         "passes": passes_table(),
         "time": time_table(main),
         "judged": judged(main),
@@ -391,15 +392,12 @@ def texts(folder: Path) -> dict[tuple[Path, str], str]:
         "operations": operations_table(main),
         "gpu": gpu_text(folder),
     }
-    return {(ours, place): text for place, text in found.items()} | {
-        (HERE.parent / "README.md", "speed"): paragraph(main)
-    }
 
 
 def main() -> None:
     """Write and draw."""
-    for (page, place), text in texts(HERE / "records").items():
-        fill(page, place, text)
+    for place, text in texts(HERE / "records").items():
+        fill(HERE / "README.md", place, text)
     drawn = figure(read(HERE / "records", "cpu*.json")[MAIN])
     go.Figure(drawn).write_image(HERE / "step.svg", width=800, height=520)
 

@@ -1,4 +1,4 @@
-"""What beyond.md shows, from the records of races under benchmarks/records: `python docs/beyond.py`.
+"""What beyond.md and the README show, from the records of races under benchmarks/records: `python docs/beyond.py`.
 
 Nothing is run, and nobody is named here: the records tell who is ours, a baseline or a control, and which tasks there
 are. `make beyond` makes the records; a task without one is listed as not run.
@@ -132,6 +132,20 @@ def overview(found: Sequence[Record]) -> str:
         "– could not take part. The last row is the interquartile mean over all runs and its 95 % interval.",
     ]
     return f"{markdown(['', *map(heading, known.values())], rows)}\n\n{' '.join(told)}"
+
+
+def at_a_glance(found: Sequence[Record]) -> str:
+    """For the README: ours and the baselines tuned, and before them the first of ours with its shipped settings."""
+    if not found:
+        return NOTHING
+    known = {name: one for role in ("ours", "baseline") for name, one in entrants(found).items() if one["role"] == role}
+    first = next(name for name, one in known.items() if one["role"] == "ours")
+    rows = []
+    for record in found:
+        cells = [entry(record, name) for name in known]
+        told = ["–" if one is None else result(record, one) for one in cells]
+        rows.append([f"`{record['task']}`", loss_of(entry(record, first, "defaults")), *told])
+    return markdown(["", f"{heading(known[first])}, untuned", *map(heading, known.values())], rows)
 
 
 def result(record: Record, one: Record) -> str:
@@ -355,9 +369,11 @@ def places(found: Sequence[Record]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Fill the page."""
-    for place, text in places(kept()).items():
+    """Fill the pages."""
+    found = kept()
+    for place, text in places(found).items():
         fill(HERE / "beyond.md", place, text)
+    fill(HERE.parent / "README.md", "results", at_a_glance(found))
 
 
 if __name__ == "__main__":

@@ -168,6 +168,19 @@ def test_orthogonalization_turns_with_the_matrix_and_does_not_see_its_scale() ->
     assert torch.equal(orthogonalized(torch.zeros(3, 4)), torch.zeros(3, 4))
 
 
+def test_what_dead_units_leave_is_no_subnormal_number_and_changes_nothing_else():
+    h = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    dead = h.clone()
+    dead[2:4] *= 1e-30  # what the average of a unit that has not fired for 700 steps has come to
+    none = h.clone()
+    none[2:4] = 0
+    assert torch.equal(orthogonalized(dead), orthogonalized(none))
+    faint = h.clone()
+    faint[2:4] *= 1e-12  # as small a part of the whole is still brought up
+    assert (orthogonalized(faint)[2:4].abs().amax(dim=1) > 1e-11).all()
+    assert orthogonalized(torch.full((2, 3), math.nan)).isnan().all()
+
+
 def test_a_metric_is_a_group_s_own_and_a_callable_sees_whole_tensors() -> None:
     seen: list[tuple[int, ...]] = []
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from ._foreach import clean, dot, squared_norm
 from ._optimizer import Params, scalar_like, zeros_like
@@ -16,6 +17,7 @@ Metric = str | Callable[[Tensor], Tensor]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. (2024): they bring singular values to 0.7 ... 1.2, fast
 ITERATIONS = 5
+FAINT = 1e-19  # of the norm: what a dead unit's average comes to; the squares are subnormal, and those slow on a CPU
 PER_TENSOR = ("owners", "params", "grads", "momentum", "step")  # lists of a group's view
 
 
@@ -30,6 +32,7 @@ def orthogonalized(h: Tensor) -> Tensor:
     x = matrix.T if rows > columns else matrix
     x = x / x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)  # squares of small gradients vanish
     x = x / torch.linalg.vector_norm(x).clamp_min(1)
+    x = hardshrink(x, FAINT)
     if h.is_cuda and h.dtype != torch.float64:
         x = x.bfloat16()  # products at full speed, which lose less than the iteration leaves
     a, b, c = COEFFICIENTS

@@ -229,6 +229,14 @@ def test_the_overview_marks_and_counts_each_verdict(page):
     assert means == ["0.950", "1.000", "–", "1.250"]
 
 
+def test_at_a_glance_are_ours_untuned_then_everyone_tuned_without_the_controls(page):
+    record = made_up()
+    record["tracks"]["defaults"] = {"entries": [{"name": "mine", "loss": [2.0, 1.0, 3.0]}]}
+    told = page.at_a_glance([record])
+    assert told.splitlines()[0] == "|  | **MINE**, untuned | **MINE** | BASE | GONE |"
+    assert rows(told)["`a`"] == ["2.000", "0.9000 ▲", "1.000 ●", "–"]
+
+
 def test_shipped_settings_are_near_within_one_per_cent_of_the_tuned_reference(page):
     told = rows(page.shipped([made_up("b"), made_up("a", shipped=1.5)]))
     assert told["`b`"] == ["**+0.5 [−0.1, +1.1] ✓**", "+2.0 [+1.0, +3.0]", "–", "lost"]
@@ -249,10 +257,12 @@ def test_the_trials_needed_are_the_fewest_that_are_expected_to_reach_the_referen
     assert [rows(needed)[name] for name in ("**MINE**", "BASE", "GONE", "PART")] == [["2"], ["2"], ["–"], ["> 2"]]
 
 
-def test_the_page_is_what_its_script_makes_of_the_records(page):
+def test_page_and_readme_are_what_the_script_makes_of_the_records(page):
     text = (ROOT / "docs" / "beyond.md").read_text(encoding="utf-8")
     for place, told in page.places(page.kept()).items():
         assert f"<!-- {place} -->\n\n{told}\n\n<!-- end -->" in text
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"<!-- results -->\n\n{page.at_a_glance(page.kept())}\n\n<!-- end -->" in readme
 
 
 @contextlib.contextmanager

@@ -734,9 +734,10 @@ def gpu():
     return script("benchmarks/gpu.py")
 
 
-def test_the_pages_say_what_the_records_say(chart):
-    for (page, place), text in chart.texts(BENCHMARKS / "records").items():
-        assert f"<!-- {place} -->\n\n{text}\n\n<!-- end -->" in page.read_text(encoding="utf-8"), (page.name, place)
+def test_the_page_says_what_the_records_say(chart):
+    page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    for place, text in chart.texts(BENCHMARKS / "records").items():
+        assert f"<!-- {place} -->\n\n{text}\n\n<!-- end -->" in page, place
 
 
 def test_a_record_stays_small():
