@@ -135,17 +135,17 @@ def overview(found: Sequence[Record]) -> str:
 
 
 def at_a_glance(found: Sequence[Record]) -> str:
-    """For the README: ours and the baselines tuned, and before them the first of ours with its shipped settings."""
+    """For the README, tasks across: the first of ours with its shipped settings, then ours and the baselines tuned."""
     if not found:
         return NOTHING
     known = {name: one for role in ("ours", "baseline") for name, one in entrants(found).items() if one["role"] == role}
     first = next(name for name, one in known.items() if one["role"] == "ours")
-    rows = []
-    for record in found:
-        cells = [entry(record, name) for name in known]
-        told = ["–" if one is None else result(record, one) for one in cells]
-        rows.append([f"`{record['task']}`", loss_of(entry(record, first, "defaults")), *told])
-    return markdown(["", f"{heading(known[first])}, untuned", *map(heading, known.values())], rows)
+    rows = [[f"{heading(known[first])}, untuned", *(loss_of(entry(record, first, "defaults")) for record in found)]]
+    for name, entrant in known.items():
+        cells = [(record, entry(record, name)) for record in found]
+        told = ["–" if one is None else result(record, one).replace(" ", "&nbsp;") for record, one in cells]
+        rows.append([heading(entrant), *told])
+    return markdown(["", *(f"`{record['task']}`" for record in found)], rows)
 
 
 def result(record: Record, one: Record) -> str:

@@ -1,12 +1,16 @@
-"""What race.md quotes: how much of a race is luck of the search, and how much of it luck of the seeds.
+"""What pages quote of races: how much of one is luck of the search and of the seeds, and where everyone stands.
 
     fallline race digits --optimizers sgd,adamw --trials 150 --seeds 30 --out runs/luck
     python docs/race.py runs/luck
 
-The race is 378 runs, two to three minutes on two cores. Puts the table into docs/race.md.
+is 378 runs, two to three minutes on two cores, and the table in docs/race.md;
+
+    fallline race digits bowl --optimizers all --out runs/all
+    python docs/race.py runs/all
+
+1,209 runs, a quarter of an hour, and the table in docs/choose.md. Which it is, is told by the tasks.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -14,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallline.bench.commands import DATABASE
+from fallline.bench.display import difference, spread
+from fallline.bench.files import fill, markdown
 from fallline.bench.record import Store
-from fallline.bench.results import Part, Result, results
+from fallline.bench.results import Part, Result, Results, results
 
 HERE = Path(__file__).parent
 SEARCHES = 2000
@@ -48,15 +54,14 @@ def losses(part: Part) -> dict[str, Array]:
 def table(part: Part) -> str:
     """Seeds and searches side by side."""
     entries = sorted(part.entries, key=lambda entry: entry.label)
-    final = losses(part)
-    rows = [["", *(entry.label for entry in entries)], ["---"] * (len(entries) + 1)]
+    final, rows = losses(part), []
     cells = [f"{final[entry.label].mean():.3f} ({final[entry.label].std(ddof=1):.3f})" for entry in entries]
     rows.append([f"test loss, settings fixed: mean (sd over {len(final[entries[0].label])} seeds)", *cells])
     for budget in BUDGETS:
         best = [luck(scores(part, entry), budget) for entry in entries]
         cells = [f"{mean:.3f} ({sd:.3f})" for mean, sd in best]
         rows.append([f"validation loss of the best of {budget} trials: mean (sd over searches)", *cells])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(["", *(entry.label for entry in entries)], rows)
 
 
 def pairing(part: Part) -> str:
@@ -71,6 +76,33 @@ def pairing(part: Part) -> str:
     )
 
 
+def everyone(found: Results) -> str:
+    """A row for each, ours in bold, in the order of the first task: the loss, and the verdict against the baseline."""
+    head = ["", *(f"{part.task}, {part.loss_name}" for part in found.parts)]
+    names = dict.fromkeys(entry.name for part in found.parts for entry in part.entries)
+    rows = []
+    for name in names:
+        entries = [next((entry for entry in part.entries if entry.name == name), None) for part in found.parts]
+        known = next(entry for entry in entries if entry)
+        cells = [
+            stands(part, entry) if entry else "cannot take part"
+            for part, entry in zip(found.parts, entries, strict=True)
+        ]
+        rows.append([f"**{known.label}**" if known.ours else known.label, *cells])
+    return markdown(head, rows)
+
+
+def stands(part: Part, entry: Result) -> str:
+    """A loss with its interval, and the word on it; the baseline has none."""
+    loss = spread(entry.measure("loss"))
+    if entry is part.baseline:
+        return f"{loss}, the best baseline"
+    if entry.verdict is None:
+        return loss
+    gap = entry.verdict.difference and difference(entry.verdict.difference.mean, part.scale or 1.0)
+    return f"{loss}, {entry.verdict.word}" + (f" {gap}" if gap else "")
+
+
 def main() -> None:
     """Read the race and write the table."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/luck")
@@ -81,11 +113,11 @@ def main() -> None:
         found = results(store, race)
     if found.missing:
         sys.exit(f"the race is not finished: {found.missing} runs are missing")
-    part = found.part("digits")
-    page = HERE / "race.md"
-    text = f"<!-- luck -->\n{table(part)}\n\n{pairing(part)}\n<!-- end -->"
-    page.write_text(re.sub(r"<!-- luck -->.*?<!-- end -->", lambda _: text, page.read_text(), flags=re.DOTALL))
-    print(text)
+    if len(found.parts) > 1:
+        fill(HERE / "choose.md", "everyone", everyone(found))
+    else:
+        part = found.part("digits")
+        fill(HERE / "race.md", "luck", f"{table(part)}\n\n{pairing(part)}")
 
 
 if __name__ == "__main__":

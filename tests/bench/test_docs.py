@@ -105,3 +105,17 @@ def test_the_table_of_luck_is_what_its_script_makes(store: Store, referee: Refer
     assert means == sorted(means, reverse=True)
     closed = part.get("sgd").best_of.mean
     assert means == pytest.approx([closed[0], closed[2], closed[5], closed[11]], rel=0.05)
+
+
+def test_the_table_of_everyone_has_each_loss_with_the_verdict_on_it(store: Store, referee: Referee) -> None:
+    race = script("docs/race.py")
+    found = results(store, referee.race("sgd", "adamw", "koala-m", tasks=("sprint:Sprint", "sprint:Cliff")))
+    lines = race.everyone(found).splitlines()
+    assert lines[0] == f"|  | sprint:Sprint, {found.parts[0].loss_name} | sprint:Cliff, {found.parts[1].loss_name} |"
+    assert len(lines) == 5
+    for part in found.parts:
+        for entry in part.entries:
+            (line,) = (line for line in lines if f" {entry.label} |" in line or f"**{entry.label}**" in line)
+            assert entry.ours == ("**" in line)
+            assert entry.verdict is None or entry.verdict.word in line
+        assert part.baseline is None or "the best baseline" in "".join(lines)

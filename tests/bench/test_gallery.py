@@ -50,6 +50,7 @@ def small_ways(name):
 
 SMALL = {
     **{name: small_ways(name) for name in lands.LANDSCAPES},
+    "fall-line": lambda seed: ways.draw_alone(landscape("valley"), lands.search_all(landscape("valley"), seed, 1, 1)),
     "double-well": lambda seed: wells.draw([wells.settle(name, seed, 30, 40, 8, 6) for name in wells.LABELS]),
     "lodo-hessian": lambda seed: hessian.draw(hessian.learn(seed, steps=20, size=4, frames=4)),
     "koala-filter": lambda seed: filters.draw(filters.run_filter(seed, 6)),

@@ -16,6 +16,7 @@ PICTURES: Mapping[str, str] = {
     "rosenbrock": "fallline.bench.gallery.ways:rosenbrock",
     "rastrigin": "fallline.bench.gallery.ways:rastrigin",
     "valley": "fallline.bench.gallery.ways:valley",
+    "fall-line": "fallline.bench.gallery.ways:fall_line",
     "double-well": "fallline.bench.gallery.double_well:double_well",
     "lodo-hessian": "fallline.bench.gallery.lodo_hessian:lodo_hessian",
     "koala-filter": "fallline.bench.gallery.koala_filter:koala_filter",

@@ -1,4 +1,5 @@
-"""The ways of all optimizers on a landscape of two numbers, and their losses: `rosenbrock`, `rastrigin`, `valley`."""
+"""The ways of all optimizers on a landscape of two numbers: `rosenbrock`, `rastrigin`, `valley` with their losses,
+`fall-line` without."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -32,6 +33,9 @@ TOP, HEIGHT = 104, 316
 BELOW, DEPTH = 474, 168
 """Of the losses."""
 
+COLUMNS, ROW = 3, 22
+"""Of the names below a landscape that stands alone."""
+
 DASHES = {"sgd": "8 3 2 3", "adamw": "7 4"}
 """How the losses are broken of those that are not ours."""
 
@@ -56,12 +60,18 @@ def valley(seed: int, jobs: int) -> Drawn:
     return drawn("valley", seed, jobs)
 
 
-def drawn(name: str, seed: int, jobs: int, trials: int = TRIALS) -> Drawn:
-    """Search, then draw."""
+def fall_line(seed: int, jobs: int) -> Drawn:
+    """The winding valley without its chart: the picture of the README."""
+    return drawn("valley", seed, jobs, alone=True)
+
+
+def drawn(name: str, seed: int, jobs: int, trials: int = TRIALS, *, alone: bool = False) -> Drawn:
+    """Search, then draw; alone is without the losses."""
     needed("contourpy", "the picture of a landscape", extra="plots")  # better said before the search than after it
     landscape = LANDSCAPES[name]
     found = search_all(landscape, seed, jobs, trials)
-    return Drawn(draw(landscape, found, trials), tuple(told(landscape, found)), CLOCK.total)
+    svg = draw_alone(landscape, found) if alone else draw(landscape, found, trials)
+    return Drawn(svg, tuple(told(landscape, found)), CLOCK.total)
 
 
 def told(landscape: Landscape, found: Sequence[Found]) -> list[str]:
@@ -95,6 +105,26 @@ def draw(landscape: Landscape, found: Sequence[Found], trials: int) -> str:
         f"{landscape.formula}, and below their losses against steps, the least first."
     )
     return document(BELOW + DEPTH + 52, landscape.title, description, body, ("hill", *names))
+
+
+def draw_alone(landscape: Landscape, found: Sequence[Found]) -> str:
+    """The landscape and the ways on it; below them the names, by their mean losses at the end, the least first."""
+    found = sorted(found, key=lambda one: -one.walk.score)
+    names = [one.walk.name for one in found]
+    top, across = EDGE + HEIGHT + 30, (WIDTH - 2 * EDGE) / COLUMNS
+    rows = -(-len(found) // COLUMNS)
+    marks = []
+    for i, one in enumerate(reversed(found)):
+        x, y = EDGE + across * (i // rows), top + ROW * (i % rows)
+        marks.append(dot(x + 6, y - 4.5, 5, f"f-{one.walk.name}"))
+        marks.append(words(x + 20, y, label(one.walk.name), f"f-{one.walk.name} name"))
+        marks.append(words(x + across - 22, y, f"{one.walk.score:.2g}", "muted end figures"))
+    body = [
+        group(ground(landscape), ways(landscape, found), transform=f"translate(0 {EDGE - TOP})"),
+        *marks,
+    ]
+    description = f"Ways of {', '.join(CONTENDERS[name].label for name in reversed(names))} over contour lines of "
+    return document(top + ROW * rows, landscape.title, f"{description}{landscape.formula}.", body, ("hill", *names))
 
 
 def plane(landscape: Landscape) -> Panel:
