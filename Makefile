@@ -14,7 +14,7 @@ ifneq ($(shell cat $(ENV) 2>/dev/null),$(OWNER))
 .PHONY: $(ENV)
 endif
 
-.PHONY: help race test check docs picture bench records beyond gpu figures release clean
+.PHONY: help race test check docs picture gallery bench records claims beyond gpu figures release clean
 .DEFAULT_GOAL := help
 
 help: ## list these words
@@ -34,9 +34,12 @@ check: $(ENV) ## lint, check the formatting, check the types
 docs: $(ENV) ## build the site from docs/ into site/, strictly and without a network: open site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-picture: $(ENV) ## draw the picture of the last race for the README (needs Chromium)
+picture: $(ENV) ## draw the picture of the last race (needs Chromium)
 	@mkdir -p $(dir $(PICTURE))
 	@$(BIN)/fallline report --picture $(PICTURE)
+
+gallery: $(ENV) ## draw the pictures of docs/gallery again (two minutes)
+	@$(BIN)/fallline gallery --out docs/gallery
 
 bench: $(ENV) ## measure a step of each optimizer; then its chart and tables (needs Chromium; half an hour)
 	@$(STEP) --set resnet18 --with benchmarks/unfused.py --memory --out $(RECORDS)/cpu.json
@@ -48,6 +51,10 @@ bench: $(ENV) ## measure a step of each optimizer; then its chart and tables (ne
 records: $(ENV) ## run the papers' experiments small, on the real data, and write their results (an hour and a half; goes on)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/records.py
 	@$(BIN)/python docs/results.py
+
+claims: $(ENV) ## test what the papers claim, and write what came out (three minutes)
+	@$(BIN)/fallline repro --claims --out $(RECORDS)
+	@$(BIN)/python docs/claims.py
 
 beyond: $(ENV) ## race ours against the baselines on six tasks of different kinds, and write the page (90 minutes; goes on)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/beyond.py
