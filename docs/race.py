@@ -8,7 +8,12 @@ is 378 runs, two to three minutes on two cores, and the table in docs/race.md;
     fallline race digits bowl --optimizers all --out runs/all
     python docs/race.py runs/all
 
-1,209 runs, a quarter of an hour, and the table in docs/choose.md. Which it is, is told by the tasks.
+1,209 runs, a quarter of an hour, and the table in docs/choose.md; and with the race of docs/beyond.md on two tasks more
+in runs/unseen
+
+    python docs/race.py runs/unseen
+
+is the table there. Which of the three it is, the race itself tells.
 """
 
 import sys
@@ -22,6 +27,7 @@ from fallline.bench.display import difference, spread
 from fallline.bench.files import fill, markdown
 from fallline.bench.record import Store
 from fallline.bench.results import Part, Result, Results, results
+from fallline.bench.stats import interval
 
 HERE = Path(__file__).parent
 SEARCHES = 2000
@@ -103,17 +109,46 @@ def stands(part: Part, entry: Result) -> str:
     return f"{loss}, {entry.verdict.word}" + (f" {gap}" if gap else "")
 
 
+def unseen(found: Results) -> str:
+    """A row for each: on every task how far shipped settings lie above AdamW's tuned, and what tuned ones reach."""
+    head, rows = [""], []
+    tasks = [part for part in found.parts if part.track == "tuned"]
+    for part in tasks:
+        head += [f"{part.task}, shipped, %", f"{part.task}, tuned"]
+    for name in found.design.optimizers:
+        known = tasks[0].get(name)
+        row = [f"**{known.label}**" if known.ours else known.label]
+        for part in tasks:
+            row += [above(found.part(part.task, "defaults").get(name), part.get("adamw")), stands(part, part.get(name))]
+        rows.append(row)
+    return markdown(head, rows)
+
+
+def above(entry: Result, reference: Result) -> str:
+    """By how many per cent of its mean loss an entry lies above another, over the seeds, with the 95 % interval."""
+    theirs = reference.losses
+    mean = np.mean([loss for loss in theirs.values() if loss is not None])
+    both = [(loss, theirs.get(number)) for number, loss in entry.losses.items()]
+    found = interval([100 * (mine - their) / mean for mine, their in both if mine is not None and their is not None])
+    if found is None:
+        return "lost"
+    told = [f"{value:+,.1f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None]
+    return f"{told[0]} [{', '.join(told[1:])}]" + (f", {entry.lost_seeds} lost" if entry.lost_seeds else "")
+
+
 def main() -> None:
     """Read the race and write the table."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/luck")
     with Store(folder / DATABASE) as store:
-        race = store.last_race("digits")
+        race = store.last_race()
         if race is None:
-            sys.exit(f"there is no race on digits in {folder}")
+            sys.exit(f"there is no race in {folder}")
         found = results(store, race)
     if found.missing:
         sys.exit(f"the race is not finished: {found.missing} runs are missing")
-    if len(found.parts) > 1:
+    if any(part.track == "defaults" for part in found.parts):
+        fill(HERE / "beyond.md", "unseen", unseen(found))
+    elif len(found.parts) > 1:
         fill(HERE / "choose.md", "everyone", everyone(found))
     else:
         part = found.part("digits")

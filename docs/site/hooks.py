@@ -76,20 +76,9 @@ class RewriteLinks(Extension):
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Prepare the links, and put the tutorials that there are into the navigation."""
+    """Prepare the links."""
     LINKS.__init__()
     config.markdown_extensions.append(RewriteLinks())
-    for section in config.nav:
-        for name, entries in section.items():
-            if isinstance(entries, list):
-                section[name] = [page for entry in entries for page in globbed(entry)]
-
-
-def globbed(entry: Any) -> list[Any]:
-    """An entry of the navigation, or the pages that its pattern finds."""
-    if isinstance(entry, str) and "*" in entry:
-        return sorted(path.name for path in (ROOT / "docs").glob(entry))
-    return [entry]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:

@@ -36,7 +36,7 @@ def create_optimizer(name: str, params: Params, **kwargs: Any) -> torch.optim.Op
     """Make an optimizer by its name.
 
     Args:
-        name: one of :func:`list_optimizers`, in any case, or ``"package.module:Class"``.
+        name: one of :func:`list_optimizers` or the name of its class, in any case, or ``"package.module:Class"``.
         params: parameters or parameter groups.
         kwargs: what the class takes.
 
@@ -61,7 +61,7 @@ def _find(name: str) -> type[torch.optim.Optimizer]:
         if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
             raise ValueError(f"no optimizer {name!r}: it is no subclass of torch.optim.Optimizer")
         return found
-    known = {**_torchs(), **OURS}
+    known = {**_torchs(), **{found.__name__.lower(): found for found in OURS.values()}, **OURS}
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; fallline.list_optimizers() has the names"

@@ -29,7 +29,7 @@ KERNELS = {
 
 
 class ArTuRO(Optimizer):
-    r"""arTuRO: a quadratic model of the loss, minimized where the weights' Gaussian moves by a bounded KL divergence.
+    r"""arTuRO: a quadratic model of the loss, minimized where moving a Gaussian of weights costs a bounded KL.
 
     Each weight :math:`\theta` is the mean of a Gaussian with precision :math:`\Lambda`; a Kalman filter of the
     gradient's intercept b and slope a, :math:`g \approx a \theta + b`, is its model of the loss. With
@@ -42,8 +42,9 @@ class ArTuRO(Optimizer):
     over all weights at once: :math:`\Delta = -\hat g / (h + \eta \Lambda)` with one multiplier :math:`\eta`. It comes
     from three moments of the curvatures by Gauss-Radau quadrature, which never takes the KL divergence for smaller than
     it is; or, in more passes, from Newton's method on the secular equation. Then
-    :math:`\Lambda \leftarrow (h + \nu \Lambda) / (\kappa + \nu)`. State: precision, slope, intercept and the filter's
-    covariance p00, p01, p11 of (b, a), in float32 for half-precision parameters.
+    :math:`\Lambda \leftarrow (h + \nu \Lambda) / (\kappa + \nu)`, apart from the step and without a bound, as in the
+    authors' program: what is bounded is the mean's part of the KL divergence alone. State: precision, slope, intercept
+    and the filter's covariance p00, p01, p11 of (b, a), in float32 for half-precision parameters.
 
     With ``curvature="second-moment"`` the curvature is the root of Adam's second moment with its bias correction,
     :math:`h = \max(\sqrt{\hat v}, \text{floor}) + \kappa \lambda_p`, and the model of the gradient its intercept alone,
@@ -64,8 +65,8 @@ class ArTuRO(Optimizer):
         params: parameters or parameter groups; all settings but ``solver``, ``newton_iters``, ``eta_min``, ``scope``,
             ``skip_nonfinite`` and ``fused`` may differ between groups. Groups with different ``lr`` share one
             constraint: the sum of their KL / ``lr`` is at most 1.
-        lr: the trust region's bound on the KL divergence of a step, in nats; 0 is no step. The length of a step goes
-            with its square root: the authors multiply it by 0.006 where others divide a learning rate by 10.
+        lr: the trust region's bound on the KL divergence of a step's mean, in nats; 0 is no step. The length of a step
+            goes with its square root: the authors multiply it by 0.006 where others divide a learning rate by 10.
         reg_weight: :math:`\kappa`, weight of the KL divergence to the prior.
         prior_prec: :math:`\lambda_p`, precision of the prior; :math:`\kappa \lambda_p` acts as an L2 penalty.
         nu: :math:`\nu`, inertia of the precision.
@@ -79,9 +80,9 @@ class ArTuRO(Optimizer):
         curvature: ``"rls"``, recursive least squares of the gradient on the weight, as published; ``"second-moment"``.
         beta2: of the second moment: the share of it that a step keeps.
         weight_decay: shrinks the weights by ``1 - lr * weight_decay`` before the step.
-        solver: ``"newton"``, exact; ``"bisect"``, the authors' loose bisection, whose steps may exceed the bound.
+        solver: ``"newton"``, which keeps the bound; ``"bisect"``, the authors' loose bisection, which may exceed it.
         newton_iters: passes over the weights that refine the multiplier. The bound holds with any number; with one or
-            more the whole of it is used, with 0 as a rule all but a few in ten thousand.
+            more the whole of it is used, with 0 as a rule all but a few in ten thousand; with 4 or more it is exact.
         eta_min: smallest multiplier; 0.25 mimics the authors' program, which never comes to 0.
         intercept_init: from the first gradient g: ``"grad"``, b = g; ``"centred"``, b = g - a θ, a model that fits.
         scope: ``"global"``; ``"group"`` and ``"tensor"`` bound each by itself, which is another method.
@@ -310,7 +311,7 @@ class ArTuRO(Optimizer):
 
     @property
     def kl(self) -> Tensor:
-        """KL divergence of the last step, in nats: at most the largest bound; 0 of a skipped step."""
+        """KL divergence of the last step, the mean's part, in nats: at most the largest bound; 0 of a skipped step."""
         return self._reading(1)
 
     @property

@@ -17,7 +17,7 @@ Metric = str | Callable[[Tensor], Tensor]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. (2024): they bring singular values to 0.7 ... 1.2, fast
 ITERATIONS = 5
-FAINT = 1e-19  # of the norm: what a dead unit's average comes to; the squares are subnormal, and those slow on a CPU
+FAINT = 1e-19  # of the norm: the average of a dead unit. Squares below are subnormal, and those are slow on a CPU
 PER_TENSOR = ("owners", "params", "grads", "momentum", "step")  # lists of a group's view
 
 
@@ -132,10 +132,12 @@ class MetricKOALA(KOALA):
     ========================  =======================================================================  =============
     ``"identity"``            h divided by its norm                                                    norm of h
     ``"adam"``                h / (sqrt(v) + eps), v the mean square of the gradient (Adam)            nearly L1 norm
-    ``"orthogonal"``          matrices: U V' of h = U S V' (Muon), kernels of convolutions flattened   nuclear norm
-                              to [out, rest]; all else in Adam's metric
+    ``"orthogonal"``          matrices: c U V' of h = U S V' (Muon), nearly; kernels of convolutions   c nuclear norm
+                              flattened to [out, rest]; all else in Adam's metric
     a callable                what it makes of h, all of a tensor at a time                            <h, d>
     ========================  =======================================================================  =============
+
+    Here c is the root of rows / columns, or 1 where there are more columns than rows.
 
     Args:
         params: parameters or parameter groups; ``lr``, ``metric``, ``weight_decay``, ``beta``, ``beta2`` and ``eps``
@@ -340,8 +342,8 @@ class OrthogonalKOALA(MetricKOALA):
     r"""Muon's direction, and how far along it from the loss: :class:`MetricKOALA` with ``metric="orthogonal"``.
 
     Matrices are orthogonalized, the kernels of convolutions as matrices; biases, gains of norms and other vectors are
-    in Adam's metric. Nothing but ``lr`` need be tuned. A group with ``metric="adam"`` keeps what is no linear map,
-    such as embeddings, in Adam's metric.
+    in Adam's metric. Tune ``q`` first, then ``weight_decay``; ``lr`` is the schedule's. A group with
+    ``metric="adam"`` keeps what is no linear map, such as embeddings, in Adam's metric.
 
     Args:
         params: as in :class:`MetricKOALA`, and so all others; only the default of ``metric`` differs.

@@ -99,7 +99,8 @@ class LODO(Optimizer):
         MemoryError: the networks would not fit; nothing has been allocated.
         RuntimeError: in ``step``, a gradient is sparse.
 
-    Reference: Liao, Dangovski, Foerster and Soljačić, Learning to Optimize Quasi-Newton Methods, TMLR 2023.
+    Reference: Liao, Dangovski, Foerster and Soljačić, Learning to Optimize Quasi-Newton Methods, TMLR 2023,
+    arXiv 2210.06171.
 
     Example:
         >>> import torch

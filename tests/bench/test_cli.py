@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import fallline
 from fallline.bench import cli, commands
-from fallline.bench.contenders import CONTENDERS, TEAM, get_contender
+from fallline.bench.contenders import CLASSES, CONTENDERS, TEAM, get_contender, spelled
 from fallline.bench.record import Store
 from fallline.bench.results import results
 
@@ -81,6 +82,19 @@ def test_the_team_is_on_the_list_and_all_is_everyone():
     assert {get_contender(name).ours for name in TEAM} == {True, False}
     assert commands.checked_names(",".join(TEAM)) == TEAM
     assert commands.checked_names("radam,all,sgd") == ("radam", *CONTENDERS)
+
+
+def test_classes_of_ours_go_by_their_entry_s_name():
+    ours = {name for name in fallline.list_optimizers() if name.startswith("koala")}
+    assert set(CLASSES.values()) == ours
+    for spelling, name in CLASSES.items():
+        made = fallline.create_optimizer(name, [torch.nn.Parameter(torch.zeros(2))])
+        assert type(made).__name__.lower() == spelling
+        assert type(fallline.create_optimizer(type(made).__name__, made.param_groups)) is type(made)
+        assert spelled(f"{type(made).__name__}@linear#2") == f"{name}@linear#2"
+    assert spelled("AdamW") == "adamw"
+    assert spelled("my_module:Mine") == "my_module:Mine"
+    assert commands.checked_names("MomentumKOALA,koala-m") == ("koala-m",)
 
 
 def test_the_entry_point_imports_the_standard_library_alone_and_names_the_extra(monkeypatch):

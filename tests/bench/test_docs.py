@@ -50,7 +50,7 @@ def test_the_results_on_the_page_are_of_every_setting_and_solver(arturo: ModuleT
     for row in body:
         assert (float(row[3]) == 1.0) == (row[1] != "bisect")  # the bound holds, and is reached
         if row[1] != "bisect":
-            assert 0.99 < float(row[4]) <= 1  # and from moments alone a step uses nearly all of it
+            assert 0.99 < float(row[4]) <= 1  # and with no pass of its own a step uses nearly all of it
 
 
 def test_the_script_trains_measures_and_draws(arturo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_the_script_trains_measures_and_draws(arturo: ModuleType, monkeypatch: p
     drawn = arturo.figure(runs)
     assert len(drawn["data"]) == 2 * len(runs)
     assert all(len(trace["x"]) == len(trace["y"]) == 12 for trace in drawn["data"])
-    assert drawn["data"][0]["y"] == runs["moments"]["ratio"].tolist()
+    assert drawn["data"][0]["y"] == runs["default (newton_iters=0)"]["ratio"].tolist()
     assert torch.isfinite(runs["bisect"]["slope"]).all()
 
 
@@ -119,3 +119,15 @@ def test_the_table_of_everyone_has_each_loss_with_the_verdict_on_it(store: Store
             assert entry.ours == ("**" in line)
             assert entry.verdict is None or entry.verdict.word in line
         assert part.baseline is None or "the best baseline" in "".join(lines)
+
+
+def test_the_table_of_unseen_tasks_sets_shipped_settings_beside_tuned_adamw(store: Store, referee: Referee) -> None:
+    race = script("docs/race.py")
+    raced = referee.race("koala-m", "adamw", tasks=("sprint:Sprint", "sprint:Cliff"), tracks=("tuned", "defaults"))
+    found = results(store, raced)
+    head, _, *body = (line.strip("| ").split(" | ") for line in race.unseen(found).splitlines())
+    assert head[-4:] == [f"sprint:{name}, {what}" for name in ("Sprint", "Cliff") for what in ("shipped, %", "tuned")]
+    assert [row[0] for row in body] == ["**KOALA-M**", "AdamW"]
+    mine, theirs = found.part("sprint:Sprint", "defaults").get("koala-m"), found.part("sprint:Sprint").get("adamw")
+    ratio = sum(mine.losses.values()) / sum(theirs.losses.values())
+    assert float(body[0][1].split()[0].replace("−", "-")) == pytest.approx(100 * (ratio - 1), abs=0.05)

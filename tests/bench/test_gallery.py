@@ -4,6 +4,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from fallline.bench.gallery import lodo_hessian as hessian
 from fallline.bench.gallery import rho as schedules
 from fallline.bench.gallery import trust_region as region
 from fallline.bench.gallery.player import player
-from fallline.bench.gallery.svg import WIDTH, Clock, Scale, apart, num, thinned, track
+from fallline.bench.gallery.svg import WIDTH, Clock, Scale, apart, num, palette, thinned, track
 from fallline.bench.spaces import trials
 
 pytest.importorskip("contourpy", reason="the landscapes' contours need fallline[plots]")
@@ -214,6 +215,93 @@ def test_walkers_measure_the_schedule_s_temperature(name):
 # --- drawing ---
 
 
+def shown(svg):
+    """The words of a picture that appear at its end."""
+    groups = [group for group in ElementTree.fromstring(svg).iter(f"{SVG}g") if group.get("class") == "arrives"]
+    return [text.text for group in groups for text in group.iter(f"{SVG}text")]
+
+
+def test_a_landscape_s_numbers_are_those_of_the_search_with_and_without_its_chart():
+    here = landscape("valley", steps=30)
+    found = lands.search_all(here, 0, 1, 2)
+    scores = [ways.two_digits(one.walk.losses[-3:].mean()) for one in sorted(found, key=lambda one: one.walk.score)]
+    assert shown(ways.draw_alone(here, found)) == scores
+    assert sorted(shown(ways.draw(here, found, 2))) == sorted(scores)
+
+
+def test_the_three_best_and_adamw_stand_out_of_the_losses():
+    here = landscape("rosenbrock", steps=40)
+    found = sorted(lands.search_all(here, 0, 1, 4), key=lambda one: -one.walk.score)
+    drawn = ElementTree.fromstring(ways.losses(here, found))
+    strong = {path.get("class") for path in drawn.iter("path") if path.get("class", "").startswith("line s-")}
+    best = {one.walk.name for one in found[-3:]}
+    assert strong == {f"line s-{name}" for name in {*best, "adamw"}}
+    assert "adamw" not in best, "else this says nothing of it"
+
+
+def test_a_running_median_knows_no_spikes_and_ends_where_its_values_end():
+    values = np.array([1.0, 9.0, 2.0, 3.0, 50.0, 4.0, 5.0])
+    assert ways.running_median(values, 3).tolist() == [5.0, 2.0, 3.0, 3.0, 4.0, 5.0, 4.5]
+    assert ways.running_median(values, 1).tolist() == values.tolist()
+
+
+def test_numbers_have_two_digits_that_count():
+    assert [ways.two_digits(value) for value in (0.06, 0.0095, 4, 13.1, 0.128)] == [
+        "0.060",
+        "0.0095",
+        "4.0",
+        "13",
+        "0.13",
+    ]
+
+
+def test_no_hump_is_cut_and_all_have_one_scale():
+    both = [wells.settle(name, 0, 400, 300, 20, 9) for name in wells.LABELS]
+    tops = []
+    for one in both:
+        humps = wells.humps(one)
+        np.testing.assert_allclose(humps.sum(axis=1), 1, atol=0.01)  # all walkers, but for those far out
+        tops.append(humps.max())
+    highest = []
+    for path in ElementTree.fromstring(wells.draw(both)).iter(f"{SVG}animate"):
+        if path.get("attributeName") == "d":
+            steps = [
+                [float(step) for step in re.findall(r"l7 (-?[\d.]+)", shape)] for shape in path.get("values").split(";")
+            ]
+            highest.append(max(-np.cumsum(shape).min() for shape in steps))
+    assert max(highest) == round(wells.TALL)
+    assert highest[1] / highest[0] == pytest.approx(tops[1] / tops[0], rel=0.02)
+
+
+def contrast(one, other):
+    """WCAG's, of two colours written as six digits."""
+    shares = [np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for colour in (one, other)]
+    linear = [np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4) for share in shares]
+    dark, light = sorted(float(channels @ [0.2126, 0.7152, 0.0722]) for channels in linear)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def oklab(colour):
+    """Ottosson (2020): a space in which equal distances look alike."""
+    share = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    cones = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
+    cones.append([0.0883024619, 0.2817188376, 0.6299787005])
+    axes = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
+    axes.append([0.0259040371, 0.7827717662, -0.8086757660])
+    return np.array(axes) @ np.cbrt(np.array(cones) @ linear)
+
+
+@pytest.mark.parametrize("face", [0, 1], ids=["light", "dark"])
+def test_those_who_walk_have_colours_that_one_can_read_and_tell_apart(face):
+    colours = palette(lands.WALKERS)
+    for one, other in combinations(lands.WALKERS, 2):
+        apart_by = np.linalg.norm(oklab(colours[one][face]) - oklab(colours[other][face]))
+        assert apart_by > 0.09, (one, other)
+    for name in lands.WALKERS:
+        assert contrast(colours[name][face], colours["paper"][face]) > 4.5, name
+
+
 def test_a_number_takes_no_more_letters_than_it_needs():
     assert [num(value) for value in (0, 0.04, -0.04, 0.5, -0.5, 12.0, -3.25)] == [
         "0",
@@ -248,6 +336,18 @@ def test_labels_keep_their_distance_and_their_order():
     assert np.diff(sorted(found)).min() > 14.9
     assert min(found) >= -0.1
     assert max(found) <= 120.1
+
+
+def test_what_is_known_at_the_end_appears_there():
+    clock = Clock(8, 4)
+    root = ElementTree.fromstring(clock.arrive("<path/>"))
+    appears = root.find("animate")
+    assert root.get("class") == "arrives", "so that a reader who asks for less motion sees it"
+    assert appears.get("values") == "0;0;1;1"
+    times = [float(time) for time in appears.get("keyTimes").split(";")]
+    assert times[1] == pytest.approx(clock.seconds / clock.total, abs=1e-3)
+    assert times[1] < times[2] < 1
+    assert appears.get("dur") == f"{clock.total:g}s"
 
 
 def test_a_clock_runs_and_rests():

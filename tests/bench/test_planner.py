@@ -243,6 +243,10 @@ def test_the_words_say_what_fits_what_stays_out_and_what_it_would_take():
     assert "The next larger one" in said
     assert "Others are at work" not in said
     assert "a CPU second took 2.5 s" in " ".join(plan_words(plan, busy=2.5))
+    few = dataclasses.replace(plan, design=dataclasses.replace(plan.design, trials=19))
+    enough = dataclasses.replace(plan, design=dataclasses.replace(plan.design, trials=20))
+    assert "Fewer than 20 trials" in " ".join(plan_words(few))
+    assert "Fewer than 20 trials" not in " ".join(plan_words(enough))
     table = printed(plan_table(plan))
     rows = {line.split()[0]: line for line in table.splitlines()[1:]}
     assert "left out" in rows["LODO"]

@@ -220,6 +220,10 @@ def test_the_baseline_is_chosen_on_validation_and_is_never_ours():
     assert design.baseline(None, runs) == "sgd"  # AdamW lost a run
     assert design.baseline("koala-m", runs) == "koala-m"
     assert design.baseline(None, runs[:1]) is None
+    mine = ("my_module:Mine", False, [Scored(0.1), Scored(0.1)])
+    assert design.baseline(None, [*runs, mine]) == "sgd"  # it is what is asked about
+    assert design.baseline(None, [runs[0], mine]) == "my_module:Mine"  # there is nobody else
+    assert design.baseline(None, [*runs, ("torch.optim:RAdam", *mine[1:])]) == "torch.optim:RAdam"
 
 
 def test_shipped_settings_race_on_the_confirming_seeds(store, referee):

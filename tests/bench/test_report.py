@@ -689,3 +689,12 @@ def test_a_picture_has_a_legend_and_no_targets(store):
     assert [trace["name"] for trace in figure["data"] if "name" in trace] == ["KOALA-M", "SGD"]
     assert figure["layout"]["showlegend"]
     assert "shapes" not in figure["layout"]
+
+
+def test_a_picture_is_as_high_as_its_names_need(store):
+    few = figures.picture(stage(store, {"sgd": spaced(0.5), "koala-m": spaced(0.4)}))
+    assert report.picture_size(few) == report.PICTURE_SIZE
+    many = {name: spaced(0.5) for name in ("sgd", "koala-m", *(f"adamw#{number}" for number in range(2, 18)))}
+    width, height = report.picture_size(figures.picture(stage(store, many)))
+    assert width == report.PICTURE_SIZE[0]
+    assert height > 18 * 22

@@ -19,7 +19,7 @@ import fallline
 from fallline.bench import display
 from fallline.bench.aa import aa_line, aa_results, aa_table, aa_words, write_aa
 from fallline.bench.check.command import check as check_optimizers
-from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, under_schedules
+from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, spelled, under_schedules
 from fallline.bench.costs import busy, measure_all
 from fallline.bench.data import DATASETS, folders, locate
 from fallline.bench.data.command import app as data_app
@@ -69,6 +69,7 @@ OptimizersOption = Annotated[
         metavar="A,B,C",
         help="Who races: names of [b]fallline list[/b], any of torch.optim, package.module:Class; [b]all[/b] for the "
         "whole list; NAME@SCHEDULE under another schedule.",
+        show_default="those marked * there",
     ),
 ]
 USUAL = ",".join(TEAM)
@@ -481,7 +482,7 @@ def checked_tasks(names: Sequence[str]) -> tuple[str, ...]:
 def checked_names(optimizers: str) -> tuple[str, ...]:
     """The optimizers' names, every one known to be an optimizer."""
     names = [name.strip() for name in optimizers.split(",") if name.strip()]
-    names = [name if ":" in name else name.lower() for name in names]
+    names = [spelled(name) for name in names]
     names = [one for name in names for one in (CONTENDERS if name == "all" else (name,))]
     try:
         if not names:

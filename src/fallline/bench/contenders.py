@@ -441,9 +441,26 @@ ANY_LR = Range(1e-4, 1.0)
 """The space of an optimizer without an entry: its learning rate alone."""
 
 
+CLASSES = {
+    "koalaplusplus": "koala-pp",
+    "metrickoala": "koala-metric",
+    "momentumkoala": "koala-m",
+    "orthogonalkoala": "koala-orthogonal",
+    "vanillakoala": "koala-v",
+}
+"""Names of this library's classes, in lower case, that are not those of their entries."""
+
 VARIANT = re.compile(r"(?P<entry>.*?)(@(?P<schedule>[a-z]+)(?P<drops>(-[0-9.]+)+)?)?(#(?P<copy>\d+))?")
 """`sgd@linear`: under another schedule; `sgd@step-0.1-0.5`: with drops of its own, a factor and shares of the horizon;
 `sgd#2`: the same once more under a name of its own."""
+
+
+def spelled(name: str) -> str:
+    """A name as a person may type it, as it stands in records: in lower case, and a class by its entry's name."""
+    if ":" in name:
+        return name
+    entry, *rest = re.split(r"(?=[@#])", name.lower(), maxsplit=1)
+    return "".join([CLASSES.get(entry, entry), *rest])
 
 
 @cache

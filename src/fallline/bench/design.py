@@ -137,7 +137,9 @@ def chosen(trials: Mapping[int, Scored], reruns: Mapping[int, Sequence[Scored]],
 
 
 def baseline(asked: str | None, candidates: Iterable[tuple[str, bool, Sequence[Scored]]]) -> str | None:
-    """Whom the others are compared with: the one asked for, else the best in choice that is not ours.
+    """Whom the others are compared with: the one asked for, else the best in choice that is not ours, nor a stranger.
+
+    An optimizer of one's own, `package.module:Class`, is what is asked about; it is the baseline where nobody else is.
 
     Args:
         asked: a name, which need not be among the candidates.
@@ -150,8 +152,9 @@ def baseline(asked: str | None, candidates: Iterable[tuple[str, bool, Sequence[S
         if name == asked:
             return name
         if finished and not ours:
-            ranked.append((len(outcomes) - len(finished), statistics.fmean(finished), name))
-    return min(ranked)[2] if ranked else None
+            stranger = ":" in name and not name.startswith("torch.")
+            ranked.append((stranger, len(outcomes) - len(finished), statistics.fmean(finished), name))
+    return min(ranked)[-1] if ranked else None
 
 
 def pairs(losses: Mapping[str, Mapping[int, float | None]], against: str) -> dict[str, Pairs]:

@@ -31,21 +31,21 @@ COLOURS = {
     "sgd": ("#5b6470", "#aab4c0", "#7d8590"),
     "adamw": ("#00805d", "#35c99b", "#009e73"),
     "muon": ("#946200", "#eac04e", "#b8860b"),
-    "koala-pp": ("#6e1423", "#d1405a", "#a53f49"),
-    "koala-orthogonal": ("#8a1c4a", "#ff86b3", "#d0427c"),
-    "arturo": ("#2e1a86", "#7d62f5", "#5a50d0"),
+    "koala-pp": ("#6e1423", "#e2556d", "#a53f49"),
+    "koala-orthogonal": ("#d6004f", "#ff2da0", "#f0145a"),
+    "arturo": ("#2e1a86", "#8a70f8", "#5a50d0"),
     "lodo": ("#4f5d00", "#bccb3f", "#849410"),
     "arturo-second-moment": ("#8a2be2", "#c79bff", "#a05cf0"),
     "koala-orthogonal-unmeasured": ("#7a4b58", "#d3a3b0", "#a4707e"),
     "koala-gradient": ("#7d5a1e", "#d9b46c", "#a9822f"),
-    "koala-adam": ("#1f6f8b", "#7cc7e0", "#3d97b5"),
+    "koala-adam": ("#064f4f", "#7df5ee", "#2a8c90"),
     "schedulefree-adamw": ("#37751a", "#8bd257", "#5a9e30"),
     "schedulefree-sgd": ("#6b5b95", "#bba9e6", "#8f7cc0"),
 }
 SPARE_COLOURS = (
-    ("#8c4a3c", "#d9a398", "#a96454"),
-    ("#0f766e", "#5cd0c6", "#17938a"),
-    ("#9d174d", "#f58ab5", "#c2356f"),
+    ("#c800c8", "#f25cff", "#d81be0"),
+    ("#0a14e6", "#7d8cff", "#3b46ff"),
+    ("#5a1f00", "#d98a4f", "#a04a10"),
 )
 INK = {
     "text": ("#1d2127", "#e8eaed", "#757f8a"),

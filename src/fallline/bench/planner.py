@@ -33,6 +33,9 @@ ALPHA = 0.05
 LADDER = ((75, 3), (50, 3), (20, 3), (10, 3), (10, 1), (5, 1), (3, 1))
 """Trials, and how many of them are rerun; with 1 none is, the best is confirmed as it is."""
 
+FAIR = 20
+"""Trials below which it is mostly luck who wins: docs/race.md has the measurement."""
+
 MOST_SEEDS = 10
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -273,6 +276,8 @@ def _fitting(plan: Plan) -> list[str]:
     if out:
         verb = "stays" if len(out) == 1 else "stay"
         words.append(f"{listed(out)} {verb} out: with all, the smallest race takes about {duration(plan.everyone)}.")
+    if "tuned" in plan.design.tracks and plan.design.trials < FAIR:
+        words.append(f"Fewer than {FAIR} trials: who wins is mostly luck of the search.")
     if plan.larger:
         words.append(f"The next larger one takes about {duration(plan.larger[1])}: {asks(plan.larger[0])}.")
     return words

@@ -22,6 +22,9 @@ from fallline.bench.verdict import Verdict, Word, descriptive
 PICTURE_SIZE = (800, 380)
 """CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
 
+LEGEND_ROW = 23
+"""Of a name beside the curves; a picture of many names is higher."""
+
 SIGNS: dict[Word, str] = {
     "better": "✓",
     "worse": "✗",
@@ -187,12 +190,20 @@ def write_picture(results: Results, path: Path) -> None:
         import kaleido  # noqa: F401 (plotly's own message does not know of our extra)
     except ImportError:
         raise ValueError('a picture needs kaleido: pip install "fallline[docs]"') from None
-    width, height = PICTURE_SIZE
+    width, height = picture_size(picture)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         go.Figure(picture).write_image(path, width=width, height=height, scale=2 if path.suffix == ".png" else 1)
     except RuntimeError as error:
         raise ValueError(f"kaleido could not draw; it needs Chrome or Chromium on this machine ({error})") from error
+
+
+def picture_size(picture: figures.Figure) -> tuple[int, int]:
+    """Width and height in CSS pixels, so high that all names find room."""
+    width, height = PICTURE_SIZE
+    margin = picture["layout"]["margin"]
+    names = sum("name" in trace for trace in picture["data"])
+    return width, max(height, margin["t"] + LEGEND_ROW * names + margin["b"])
 
 
 def _script_json(value: Any) -> str:

@@ -137,10 +137,19 @@ def effective_rate(optimizer: CoolMomentum | MatchedSGD) -> float:
 
 # --- the picture ---
 
-LABELS = {"coolmomentum": "CoolMomentum", "sgd": f"SGD, momentum {MOMENTUM:g}, the same effective rate"}
-CLOCK = Clock(10, 3)
+LABELS = {"coolmomentum": "CoolMomentum", "sgd": f"SGD, momentum {MOMENTUM:g}, same effective rate"}
+CLOCK = Clock(10)
 REACH = 1.85
 """The places shown, on either side."""
+
+BASE, TALL = 418.0, 128.0
+"""Where the humps stand, and how high the highest of all frames is."""
+
+BINS, SPREAD = 52, 0.12
+"""Of the histogram, and the deviation of the normal curve that smooths it: the coldest walkers share one bin."""
+
+SCATTER = 5.0
+"""How far to either side of its place a dot may stand, so that cold walkers hide each other less."""
 
 
 def double_well(seed: int, jobs: int) -> Drawn:
@@ -164,19 +173,20 @@ def draw(both: list[Settling]) -> str:
             "the shallow well.",
         )
     ]
+    highest = max(float(humps(one).max()) for one in both)
     for one, left in zip(both, (EDGE, WIDTH / 2 + 12), strict=True):
-        body.append(wells(one, left))
+        body.append(wells(one, left, highest))
     body += [cooling(first), shares(both)]
     ends = " and ".join(f"{100 * one.deep[-1]:.0f} % with {LABELS[one.name]}" for one in both)
     description = (
         "Walkers in a double well under falling temperature, with their density below; then the temperature and the "
         f"share of walkers in the deeper well against steps. At the end it is {ends}."
     )
-    return document(590, "Settling as it cools", description, body, ["hill", *LABELS])
+    return document(654, "Settling as it cools", description, body, ["hill", *LABELS])
 
 
-def wells(one: Settling, left: float) -> str:
-    """The double well with walkers on it, and their density below."""
+def wells(one: Settling, left: float, highest: float) -> str:
+    """The double well with walkers on it, and their density below, as a share of the highest of both."""
     panel = Panel.at(left, 116, 364, 150, (-REACH, REACH), (-0.5, 2.6))
     x = np.linspace(-REACH, REACH, 200)
     curve = np.stack([panel.x(x), panel.y(well(x))], 1)
@@ -192,35 +202,50 @@ def wells(one: Settling, left: float) -> str:
     length = np.concatenate([[0.0], np.linalg.norm(np.diff(curve, axis=0), axis=1).cumsum()])
     chosen = np.linspace(0, one.places.shape[1] - 1, min(SHOWN, one.places.shape[1])).astype(int)
     riding = np.interp(panel.x(one.places[:, chosen]), curve[:, 0], length / length[-1])
-    above = np.random.default_rng(0).uniform(2, 20, len(chosen))
+    aside, above = np.random.default_rng(0).uniform((-SCATTER, 4), (SCATTER, 36), (len(chosen), 2)).T
     moving, still = [], []
-    for places, lift in zip(riding.T, above, strict=True):
+    for places, shift, lift in zip(riding.T, aside, above, strict=True):
         move = CLOCK.along(name, places)
-        moving.append(tag("circle", move, cy=float(-lift), r=3.0))
+        moving.append(tag("circle", move, cx=float(shift), cy=float(-lift), r=3.0))
         sx, sy = (np.interp(places[-1], length / length[-1], curve[:, axis]) for axis in (0, 1))
-        still.append(tag("circle", cx=float(sx), cy=float(sy - lift), r=3.0))
-    drawn.append(CLOCK.either(group(*moving), group(*still), class_=f"f-{one.name}", fill_opacity=0.75))
-    drawn.append(density(one, panel))
-    for at, label in zip(special_points()[::2], ("deeper", "shallow"), strict=True):
-        drawn.append(words(float(panel.x(at)), 376, label, "small muted middle"))
+        still.append(tag("circle", cx=float(sx + shift), cy=float(sy - lift), r=3.0))
+    drawn.append(CLOCK.either(group(*moving), group(*still), class_=f"f-{one.name}", fill_opacity=0.7))
+    drawn.append(density(one, panel, highest))
+    deep, barrier, shallow = special_points()
+    ends = {deep: one.deep[-1], shallow: 1 - one.deep[-1]}
+    last, x = humps(one)[-1], middles()
+    for at, label in ((deep, "deeper well"), (shallow, "shallow well")):
+        drawn.append(words(float(panel.x(at)), BASE + 18, label, "small muted middle"))
+        top = BASE - TALL * float(last[(x < barrier) == (at < barrier)].max()) / highest
+        told = words(float(panel.x(at)), top - 8, f"{100 * ends[at]:.0f} %", f"head middle f-{one.name}")
+        drawn.append(CLOCK.arrive(told))
     return group(*drawn)
 
 
-def density(one: Settling, panel: Panel) -> str:
-    """Where the walkers are: their smoothed histogram, which moves."""
-    base, tall = 360.0, 74.0
-    edges = np.linspace(-REACH, REACH, 53)
-    counts = np.stack([np.histogram(places, edges)[0] for places in one.places]).astype(np.float64)
-    kernel = np.array([1.0, 2.0, 1.0]) / 4
-    smooth = np.stack([np.convolve(row, kernel, "same") for row in counts])
-    heights = np.rint(tall * np.minimum(1.0, smooth / (0.15 * one.places.shape[1])))
+def middles() -> Array:
+    """Of the bins."""
+    edges = np.linspace(-REACH, REACH, BINS + 1)
+    return (edges[1:] + edges[:-1]) / 2
+
+
+def humps(one: Settling) -> Array:
+    """Where the walkers are: a smoothed histogram, in shares a bin; shape (frames, bins)."""
+    counts = np.stack([np.histogram(places, BINS, (-REACH, REACH))[0] for places in one.places])
+    kernel = np.exp(-0.5 * np.square(np.subtract.outer(middles(), middles()) / SPREAD))
+    smooth: Array = counts @ (kernel / kernel.sum(axis=1)[BINS // 2]) / one.places.shape[1]
+    return smooth
+
+
+def density(one: Settling, panel: Panel, highest: float) -> str:
+    """The humps, which move."""
+    heights = np.rint(TALL * humps(one) / highest)
     # Whole units up and even steps across: the numbers of all frames stay short.
-    x = np.rint(panel.x(edges[0]) + 7 * np.arange(heights.shape[1]))
+    x = np.rint(panel.x(-REACH) + 7 * np.arange(heights.shape[1]))
     shapes = [
-        f"M{num(x[0])} {num(base)}" + "".join(f"l7 {num(step)}" for step in -np.diff(row, prepend=0, append=0)) + "z"
+        f"M{num(x[0])} {num(BASE)}" + "".join(f"l7 {num(step)}" for step in -np.diff(row, prepend=0, append=0)) + "z"
         for row in heights
     ]
-    floor = tag("path", d=f"M{num(panel.x.start)} {num(base)}H{num(panel.x.end)}", class_="grid")
+    floor = tag("path", d=f"M{num(panel.x.start)} {num(BASE)}H{num(panel.x.end)}", class_="grid")
     moving, still = tag("path", CLOCK.animate("d", shapes), d=shapes[-1]), tag("path", d=shapes[-1])
     return floor + CLOCK.either(moving, still, class_=f"f-{one.name}", fill_opacity=0.55)
 
@@ -228,27 +253,29 @@ def density(one: Settling, panel: Panel) -> str:
 def cooling(one: Settling) -> str:
     """The temperature of the schedule."""
     top = float(one.temperature.max()) * 1.1
-    panel = Panel.at(60, 430, 328, 100, (0, one.steps[-1]), (0, top))
+    panel = Panel.at(60, 492, 316, 100, (0, one.steps[-1]), (0, top))
     return group(
-        panel.axes("step", name="Temperature", y_ticks=4, x_ticks=4),
+        panel.axes("step", name="Temperature at equilibrium", y_ticks=4, x_ticks=4),
         CLOCK.reveal(panel, "cooled", line(panel.points(one.steps, one.temperature), "text")),
     )
 
 
 def shares(both: list[Settling]) -> str:
     """The share in the deeper well, and that of equilibrium."""
-    panel = Panel.at(448, 430, 240, 100, (0, both[0].steps[-1]), (0, 1))
+    panel = Panel.at(448, 492, 240, 100, (0, both[0].steps[-1]), (0, 1))
     steps = both[0].steps
     even = equilibrium(np.maximum(both[0].temperature, 1e-3))
     drawn = [line(panel.points(steps, even), "muted", "line thin", stroke_dasharray="2 4")]
     marks = [words(panel.x.end + 6, float(panel.y(even[-1])) + 4, "equilibrium", "small muted")]
+    ends = []
     for one in both:
         drawn.append(line(panel.points(steps, one.deep), one.name))
         place = float(panel.y(one.deep[-1]))
         told = f"{100 * one.deep[-1]:.0f} %"
-        marks.append(words(panel.x.end + 6, place + (-1 if one.name == "sgd" else 10), told, f"f-{one.name} name"))
+        ends.append(words(panel.x.end + 6, place + (0 if one.name == "sgd" else 14), told, f"f-{one.name} name"))
     return group(
         panel.axes("step", name="Share in the deeper well", y_ticks=3, x_ticks=4),
         CLOCK.reveal(panel, "shares", *drawn),
         *marks,
+        CLOCK.arrive(*ends),
     )

@@ -95,12 +95,15 @@ def believed_loss(found: Filtering, steps: Array, ends: tuple[float, float]) -> 
     low, high = min(found.loss.min(), found.R.min() ** 0.5) / 1.3, max(found.loss.max(), 1.0) * 1.3
     panel = Panel.at(LEFT, 116, ACROSS, 160, ends, (low, high), log_y=True)
     root = np.sqrt(found.R)
+    last = [float(panel.y(values[-BATCHES:]).mean()) for values in (root, found.loss)]
+    above, below = apart(last, 40, panel.y.end, panel.y.start - 10)
     return group(
-        panel.axes(name="The measurement: loss of a batch"),
+        panel.axes(name="The measurement: the loss"),
         line(panel.points(steps, found.loss), NAME, "line thin", opacity=0.65),
         line(panel.points(steps, root), "text"),
-        words(panel.x.end + 10, float(panel.y(root[-1])) - 2, "√R, root mean", "small"),
-        words(panel.x.end + 10, float(panel.y(root[-1])) + 13, "square of losses", "small"),
+        words(panel.x.end + 10, above - 4, "√R, root mean", "small"),
+        words(panel.x.end + 10, above + 12, "square of losses", "small"),
+        words(panel.x.end + 10, below + 4, "loss of a batch", f"small f-{NAME}"),
     )
 
 
@@ -129,6 +132,9 @@ def gains(found: Filtering, steps: Array, ends: tuple[float, float]) -> str:
         area(band, f"f-{NAME}", fill_opacity=0.22),
         line(panel.points(steps, np.median(found.gain, axis=1)), NAME),
         words(panel.x.end + 10, float(panel.y(1)) + 4, "1: asks for all", "small muted"),
-        words(panel.x.end + 10, float(panel.y(1)) + 19, "of the loss at once", "small muted"),
+        words(panel.x.end + 10, float(panel.y(1)) + 20, "of the loss", "small muted"),
+        words(panel.x.end + 10, float(panel.y(0.5)) - 4, "band: least to", f"small f-{NAME}"),
+        words(panel.x.end + 10, float(panel.y(0.5)) + 12, "largest tensor", f"small f-{NAME}"),
+        words(panel.x.end + 10, float(panel.y(0.5)) + 34, "line: median", f"small f-{NAME} name"),
         words(panel.x.end + 10, float(panel.y(0)) + 4, "0: asks for none", "small muted"),
     )

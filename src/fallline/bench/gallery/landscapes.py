@@ -200,10 +200,14 @@ class Walk:
     """Without noise, at these points."""
 
     @property
+    def tail(self) -> Array:
+        """The losses of the last tenth of the steps."""
+        return self.losses[-max(1, round(TAIL * len(self.losses))) :]
+
+    @property
     def score(self) -> float:
         """Mean loss over the last tenth of the steps; infinite where it is lost."""
-        tail = self.losses[-max(1, round(TAIL * len(self.losses))) :]
-        return float(tail.mean()) if np.isfinite(self.losses).all() else math.inf
+        return float(self.tail.mean()) if np.isfinite(self.losses).all() else math.inf
 
 
 FAR = 1e6

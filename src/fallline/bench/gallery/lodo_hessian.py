@@ -98,7 +98,7 @@ def learn(seed: int, steps: int = STEPS, size: int = SIZE, frames: int = FRAMES)
 
 # --- the picture ---
 
-CLOCK = Clock(8, 3)
+CLOCK = Clock(8)
 SIDE, TOP = 228.0, 122.0
 """Of an image."""
 

@@ -110,19 +110,19 @@ def draw(courses: list[Course]) -> str:
     rates = (max(1e-3, float(everything.min())), float(everything.max()) * 1.4)
     factors = (LR / 4, max(float(one.factor.max()) for one in courses) * 1.6)
     panels = {
-        "Momentum ρ": (Panel.at(left, 142, wide, tall, (0, 1), (0, 1)), "momentum"),
-        "Step factor": (Panel.at(right, 142, wide, tall, (0, 1), factors, log_y=True), "factor"),
-        "Effective learning rate": (Panel.at(left, 372, wide, tall, (0, 1), rates, log_y=True), "rate"),
+        "Momentum ρ": (Panel.at(left, 162, wide, tall, (0, 1), (0, 1)), "momentum"),
+        "Step factor": (Panel.at(right, 162, wide, tall, (0, 1), factors, log_y=True), "factor"),
+        "Effective learning rate": (Panel.at(left, 392, wide, tall, (0, 1), rates, log_y=True), "rate"),
         "Temperature": (
-            Panel.at(right, 372, wide, tall, (0, 1), (rates[0] / 2, rates[1] / 2), log_y=True),
+            Panel.at(right, 392, wide, tall, (0, 1), (rates[0] / 2, rates[1] / 2), log_y=True),
             "expected",
         ),
     }
     body = [
         heading(
             title,
-            f"From ρ = {RHO_0:g} to 0 in {steps:,} steps, and a cosine. Lines: the optimizers’ readings. Dots: "
-            f"measured on {WALKERS:,} walkers.",
+            f"CoolMomentum from ρ = {RHO_0:g} to 0 in {steps:,} steps, and SGD with a cosine.",
+            f"Lines: the optimizers’ readings. Dots: measured on {WALKERS:,} walkers.",
         ),
         legend(courses),
     ]
@@ -132,17 +132,18 @@ def draw(courses: list[Course]) -> str:
             _, colour, dash = KINDS[one.name]
             values = getattr(one, what)
             inside = values >= panel.y.low  # the cosine falls out of the panel
-            drawn.append(line(panel.points(share[inside], values[inside]), colour, stroke_dasharray=dash))
+            classes = "line thin" if what == "expected" else "line"  # the dots are to be seen on their lines
+            drawn.append(line(panel.points(share[inside], values[inside]), colour, classes, stroke_dasharray=dash))
         if what == "expected":
             for one in courses:
                 places = panel.points(one.at / steps, one.temperature)
-                drawn += [dot(x, y, 3.2, f"f-{KINDS[one.name][1]} ring") for x, y in places]
+                drawn += [dot(x, y, 2.8, f"f-{KINDS[one.name][1]}") for x, y in places]
         body.append(group(*drawn))
     description = (
         "Momentum, step factor, effective learning rate and temperature against the share of the run, for three "
         "schedules of CoolMomentum and for SGD with a cosine; dots are temperatures measured in a harmonic well."
     )
-    return document(602, title, description, body, [colour for _, colour, _ in KINDS.values()])
+    return document(622, title, description, body, [colour for _, colour, _ in KINDS.values()])
 
 
 def legend(courses: list[Course]) -> str:
@@ -150,8 +151,8 @@ def legend(courses: list[Course]) -> str:
     drawn, x = [], float(EDGE)
     for one in courses:
         label, colour, dash = KINDS[one.name]
-        drawn.append(tag("path", d=f"M{x:g} 88h26", class_=f"line s-{colour}", stroke_dasharray=dash))
-        drawn.append(words(x + 32, 92, label, "small"))
-        x += 56 + 6.6 * len(label)
+        drawn.append(tag("path", d=f"M{x:g} 108h26", class_=f"line s-{colour}", stroke_dasharray=dash))
+        drawn.append(words(x + 32, 112, label, "small"))
+        x += 50 + 7.1 * len(label)
     assert x < WIDTH + 30, "the legend is wider than the picture"
     return group(*drawn)

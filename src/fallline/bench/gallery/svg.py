@@ -22,28 +22,31 @@ WIDTH = 800
 EDGE = 24
 """Between the rim of a picture and what it holds."""
 
-GROUND = {"hill": ("#4f7fb0", "#4f7fb0"), "shade": ("#eef0f3", "#23272d")}
+GROUND = {"hill": ("#4a86c5", "#4f7fb0"), "shade": ("#eef0f3", "#23272d")}
 """Beside the contenders' colours and the ink: of landscapes, and of areas that lie behind all else."""
 
 STYLE = """
-text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--text)}
+text{font:14px system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;fill:var(--text)}
 .title{font-size:19px;font-weight:650}
-.head{font-size:14px;font-weight:600}
+.head{font-size:15px;font-weight:600}
 .muted{fill:var(--muted)}
-.small{font-size:12px}
+.small{font-size:13px}
 .figures{font-variant-numeric:tabular-nums}
 .middle{text-anchor:middle}
 .end{text-anchor:end}
 .grid{stroke:var(--grid);stroke-width:1;fill:none}
 .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .thin{stroke-width:1.2}
-.way{stroke-width:1.6;opacity:.9}
+.way{stroke-width:1.8}
+.case{stroke:var(--paper);stroke-width:4;stroke-opacity:.5}
+.pale{stroke-width:1.1;opacity:.4}
 .card{fill:var(--paper)}
 .shade{fill:var(--shade)}
 .ring{stroke:var(--paper);stroke-width:1.5}
+.halo{paint-order:stroke;stroke:var(--paper);stroke-width:4;stroke-opacity:.7;stroke-linejoin:round}
 .name{font-weight:600}
 @media (prefers-reduced-motion:reduce){
-.grows{stroke-dashoffset:0!important}.opens{clip-path:none!important}.moving{display:none!important}.still{display:inline!important}
+.grows{stroke-dashoffset:0!important}.opens{clip-path:none!important}.arrives{opacity:1!important}.moving{display:none!important}.still{display:inline!important}
 }
 """
 
@@ -195,6 +198,9 @@ def group(*elements: str, **attributes: object) -> str:
 
 # --- motion ---
 
+FADE = 0.4
+"""Seconds in which appears what is known at the end."""
+
 
 @dataclass(frozen=True)
 class Clock:
@@ -203,7 +209,7 @@ class Clock:
     seconds: float
     """Of the run."""
 
-    rest: float = 3.0
+    rest: float = 4.0
     """Seconds at the end."""
 
     @property
@@ -281,6 +287,24 @@ class Clock:
         path = tag("clipPath", box, id=name)
         return path + group(*elements, clip_path=f"url(#{name})", class_="opens") + self.cursor(panel)
 
+    def arrive(self, *elements: str) -> str:
+        """What is known at the end alone: it appears there, so that nobody takes it for the state on the way."""
+        done = self.seconds / self.total
+        appears = tag(
+            "animate",
+            attributeName="opacity",
+            values="0;0;1;1",
+            keyTimes=f"0;{num(done, 3)};{num(min(1.0, done + FADE / self.total), 3)};1",
+            dur=f"{num(self.total, 2)}s",
+            repeatCount="indefinite",
+        )
+        return group(appears, *elements, class_="arrives")
+
+    def progress(self, left: float, top: float, width: float) -> str:
+        """A bar that grows with the run; where nothing moves there is none."""
+        grows = self.animate("width", ["0", num(width)])
+        return self.either(tag("rect", grows, x=left, y=top, width=width, height=3.0, class_="f-text"), "", opacity=0.6)
+
     def heads(self, courses: Mapping[str, ArrayLike], radius: float = 5) -> str:
         """A dot in the colour of each name, through its points, shape (frames, 2)."""
         moving, still = [], []
@@ -291,8 +315,11 @@ class Clock:
             still.append(dot(points[-1, 0], points[-1, 1], radius, colour))
         return self.either(group(*moving), group(*still))
 
-    def draw(self, points: ArrayLike, name: str, classes: str = "line", frames: int = 161) -> str:
-        """A line that grows through points, one a frame at an even pace, however far they lie apart."""
+    def draw(self, points: ArrayLike, name: str, frames: int = 161) -> str:
+        """A way that grows through points, one a frame at an even pace, however far they lie apart.
+
+        It is drawn twice: broader in the colour of the ground, so that it stands out from those below, then itself.
+        """
         points = np.rint(np.asarray(points, dtype=np.float64) * 10) / 10
         done = np.concatenate([[0.0], np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum()])
         at = np.linspace(0, len(points) - 1, min(frames, len(points)))
@@ -300,13 +327,16 @@ class Clock:
         whole = max(float(done[-1]), 0.1)
         offsets = [num(whole - length) for length in shown]
         # One dash as long as the way, which slides in; the gap is longer, so that the next dash stays out of sight.
-        return tag(
+        way = tag(
             "path",
             self.animate("stroke-dashoffset", offsets),
             d=track(points),
-            class_=f"{classes} grows s-{name}",
+            id=f"way-{name}",
+            class_="grows",
             stroke_dasharray=f"{num(whole)} {num(whole + 20)}",
         )
+        looks = ("line case", f"line way s-{name}")
+        return tag("defs", way) + "".join(tag("use", href=f"#way-{name}", class_=classes) for classes in looks)
 
 
 # --- axes ---

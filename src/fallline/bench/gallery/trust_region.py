@@ -111,8 +111,8 @@ def divergence(found: Steps, steps: Array, ends: tuple[float, float]) -> str:
         line(panel.points(steps, found.measured), NAME),
         line(bound, "text", "line thin", stroke_dasharray="2 4"),
         words(panel.x.end + 10, float(panel.y(found.bound.max())) + 4, "dotted: bound", "small muted"),
-        words(panel.x.end + 10, float(panel.y(found.bound.max())) + 20, "line: ½ Σ Λ Δ²,", f"small f-{NAME} name"),
-        words(panel.x.end + 10, float(panel.y(found.bound.max())) + 36, "from the weights", f"small f-{NAME} name"),
+        words(panel.x.end + 10, float(panel.y(found.bound.max())) + 20, "line: ½ Σ Λ Δ²", f"small f-{NAME} name"),
+        words(panel.x.end + 10, float(panel.y(found.bound.max())) + 36, "as measured", f"small f-{NAME} name"),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fallline.bench.contenders import CONTENDERS
 from fallline.bench.gallery._picture import Drawn
@@ -19,6 +20,7 @@ from fallline.bench.gallery.svg import (
     dot,
     group,
     heading,
+    line,
     num,
     tag,
     thinned,
@@ -27,17 +29,22 @@ from fallline.bench.gallery.svg import (
 )
 from fallline.bench.names import needed
 
+Array = NDArray[np.float64]
+
 TOP, HEIGHT = 104, 316
 """Of the landscape."""
 
 BELOW, DEPTH = 474, 168
 """Of the losses."""
 
-COLUMNS, ROW = 3, 22
+COLUMNS, ROW, GAP = 3, 26, 44
 """Of the names below a landscape that stands alone."""
 
+BEST = 3
+"""How many of the losses stand out, AdamW's beside them: nine lines as strong as each other cannot be told apart."""
+
 DASHES = {"sgd": "8 3 2 3", "adamw": "7 4"}
-"""How the losses are broken of those that are not ours."""
+"""How the running medians are broken of those that are not ours."""
 
 CLOCK = Clock(8)
 
@@ -79,10 +86,11 @@ def told(landscape: Landscape, found: Sequence[Found]) -> list[str]:
     lines = []
     for one in sorted(found, key=lambda one: one.walk.score):
         settings = ", ".join(f"{key} {value}" for key, value in one.walk.settings.items())
-        line = f"{CONTENDERS[one.walk.name].label}: mean loss of the last tenth {one.walk.score:.2g} ({settings})"
+        who = CONTENDERS[one.walk.name].label
+        text = f"{who}: mean loss of the last tenth {two_digits(one.walk.score)} ({settings})"
         if one.fresh:
-            line += f"; {one.arrived(landscape)} of {len(one.fresh)} fresh starts end in the lowest minimum"
-        lines.append(line)
+            text += f"; {one.arrived(landscape)} of {len(one.fresh)} fresh starts end in the lowest minimum"
+        lines.append(text)
     return lines
 
 
@@ -111,20 +119,31 @@ def draw_alone(landscape: Landscape, found: Sequence[Found]) -> str:
     """The landscape and the ways on it; below them the names, by their mean losses at the end, the least first."""
     found = sorted(found, key=lambda one: -one.walk.score)
     names = [one.walk.name for one in found]
-    top, across = EDGE + HEIGHT + 30, (WIDTH - 2 * EDGE) / COLUMNS
-    rows = -(-len(found) // COLUMNS)
-    marks = []
+    top, rows = EDGE + HEIGHT + 34, -(-len(found) // COLUMNS)
+    best_first = [label(name) for name in reversed(names)]
+    letters = [max(map(len, best_first[i : i + rows])) + 12 for i in range(0, len(found), rows)]  # 12: dot and number
+    edges = EDGE + np.cumsum([0, *letters]) / sum(letters) * (WIDTH - 2 * EDGE + GAP)
+    marks, scores = [], []
     for i, one in enumerate(reversed(found)):
-        x, y = EDGE + across * (i // rows), top + ROW * (i % rows)
-        marks.append(dot(x + 6, y - 4.5, 5, f"f-{one.walk.name}"))
-        marks.append(words(x + 20, y, label(one.walk.name), f"f-{one.walk.name} name"))
-        marks.append(words(x + across - 22, y, f"{one.walk.score:.2g}", "muted end figures"))
+        x, y = float(edges[i // rows]), top + ROW * (i % rows)
+        marks.append(dot(x + 6, y - 5, 5.5, f"f-{one.walk.name}"))
+        marks.append(words(x + 20, y, label(one.walk.name), f"head f-{one.walk.name}"))
+        scores.append(words(float(edges[i // rows + 1]) - GAP, y, two_digits(one.walk.score), "end figures"))
+    left, low, width, height = plane(landscape).box
+    bar = group(CLOCK.progress(left, low + height - 3, width), clip_path="url(#land)")
+    tail = len(found[0].walk.tail)
+    about = f"Mean loss over the last {tail} of {landscape.steps} steps"
+    about += ", each of which sees the ground shifted at random." if landscape.jitter else "."
     body = [
-        group(ground(landscape), ways(landscape, found), transform=f"translate(0 {EDGE - TOP})"),
+        group(ground(landscape), ways(landscape, found), bar, transform=f"translate(0 {EDGE - TOP})"),
         *marks,
+        CLOCK.arrive(*scores),
+        words(EDGE, top + ROW * rows + 2, about, "small muted"),
     ]
     description = f"Ways of {', '.join(CONTENDERS[name].label for name in reversed(names))} over contour lines of "
-    return document(top + ROW * rows, landscape.title, f"{description}{landscape.formula}.", body, ("hill", *names))
+    return document(
+        top + ROW * rows + 22, landscape.title, f"{description}{landscape.formula}.", body, ("hill", *names)
+    )
 
 
 def plane(landscape: Landscape) -> Panel:
@@ -150,10 +169,10 @@ def ground(landscape: Landscape) -> str:
     left, top, width, height = panel.box
     frame = tag("rect", x=left, y=top, width=width, height=height, rx=6)
     gx, gy = float(panel.x(landscape.goal[0])), float(panel.y(landscape.goal[1]))
-    cross = tag("path", d=f"M{num(gx - 6)} {num(gy)}h12m-6-6v12", class_="s-text line")
+    cross = tag("path", d=f"M{num(gx - 9)} {num(gy)}h18m-9-9v18", class_="s-text line")
     return group(
         tag("clipPath", frame, id="land"),
-        group(*levels, clip_path="url(#land)", class_="f-hill", fill_opacity=0.06, fill_rule="evenodd"),
+        group(*levels, clip_path="url(#land)", class_="f-hill", fill_opacity=0.05, fill_rule="evenodd"),
         group(cross),
     )
 
@@ -167,15 +186,15 @@ def ways(landscape: Landscape, found: Sequence[Found]) -> str:
         points = np.stack([panel.x(one.walk.way[:, 0]), panel.y(one.walk.way[:, 1])], 1)
         points = points[np.isfinite(points).all(axis=1)]  # a lost walk ends where it was lost
         points = np.clip(points, -WIDTH, 2 * WIDTH)  # far outside is outside
-        lines.append(CLOCK.draw(points, name, "line way"))
+        lines.append(CLOCK.draw(points, name))
         heads[name] = points
         for other in one.fresh:
             if np.isfinite(other.way[-1]).all():
                 x, y = other.way[-1]
-                ends.append(dot(float(panel.x(x)), float(panel.y(y)), 2.5, f"f-{name}"))
+                ends.append(dot(float(panel.x(x)), float(panel.y(y)), 3.2, f"f-{name} ring"))
     x, y = float(panel.x(landscape.start[0])), float(panel.y(landscape.start[1]))
-    start = group(dot(x, y, 4, "s-text line", fill="none"), words(x, y - 12, "start", "small middle"))
-    return group(group(*ends, opacity=0.8), *lines, start, CLOCK.heads(heads), clip_path="url(#land)")
+    start = group(dot(x, y, 4, "s-text line", fill="none"), words(x, y - 12, "start", "small middle halo"))
+    return group(CLOCK.arrive(*ends) if ends else "", *lines, start, CLOCK.heads(heads), clip_path="url(#land)")
 
 
 def label(name: str) -> str:
@@ -183,22 +202,45 @@ def label(name: str) -> str:
     return "KOALA, Adam’s metric" if name == "koala-adam" else CONTENDERS[name].label
 
 
+def two_digits(value: float) -> str:
+    """Two digits that count, also where the second is a zero: `0.060`, `4.0`, `13`."""
+    return f"{value:#.2g}".rstrip(".")
+
+
 def losses(landscape: Landscape, found: Sequence[Found]) -> str:
-    """Loss against steps, with names and last values at the right."""
-    curves = {one.walk.name: one.walk.losses for one in found}
-    known = np.concatenate([curve[np.isfinite(curve)] for curve in curves.values()])
+    """Loss against steps, with running medians of the best and of AdamW; names and means of the last tenth."""
+    walks = [one.walk for one in found]
+    known = np.concatenate([walk.losses[np.isfinite(walk.losses)] for walk in walks])
     low, high = float(max(known.min(), 1e-9)), float(min(known.max(), 1e4))
-    panel = Panel.at(64, BELOW, 470, DEPTH, (0, landscape.steps), (low / 1.3, high * 1.3), log_y=True)
-    lines, marks = [], []
-    ends = {name: float(panel.points([0], [curve[-1]])[0, 1]) for name, curve in curves.items()}
-    places = apart(list(ends.values()), 19, BELOW - 6, BELOW + DEPTH + 14)
-    right = panel.x.end
-    for (name, curve), place in zip(curves.items(), places, strict=True):
-        points = panel.points(np.arange(len(curve)), np.nan_to_num(curve, nan=high, posinf=high))
-        dash = DASHES.get(name)
-        lines.append(tag("path", d=track(thinned(points)), class_=f"line s-{name}", stroke_dasharray=dash))
-        leader = [(right + 4, ends[name]), (right + 22, place), (right + 28, place)]
+    panel = Panel.at(64, BELOW, 440, DEPTH, (0, landscape.steps), (low / 1.3, high * 1.3), log_y=True)
+    right, strong = panel.x.end, {"adamw", *(walk.name for walk in walks[-BEST:])}
+    first = float(panel.x(landscape.steps + 1 - len(walks[0].tail)))
+    tail = tag("rect", x=first, y=BELOW, width=right - first, height=DEPTH, class_="shade")
+    ends = [float(panel.points([0], [min(walk.score, high)])[0, 1]) for walk in walks]
+    places = apart(ends, 20, BELOW + 10, BELOW + DEPTH + 20)
+    lines, marks, scores = [], [], []
+    for walk, end, place in sorted(zip(walks, ends, places, strict=True), key=lambda one: one[0].name in strong):
+        name = walk.name
+        curve = np.nan_to_num(walk.losses, nan=high, posinf=high)
+        steps = np.arange(len(curve))
+        lines.append(line(panel.points(steps, curve), name, "line pale"))
+        if name in strong:
+            smooth = panel.points(steps, running_median(curve, len(walk.tail)))
+            lines.append(line(smooth, name, "line", stroke_dasharray=DASHES.get(name)))
+        leader = [(right + 4, end), (right + 22, place), (right + 28, place)]
         marks.append(tag("path", d=track(leader), class_=f"line thin s-{name}", opacity=0.6))
-        marks.append(words(right + 34, place + 4.5, label(name), f"f-{name} name"))
-        marks.append(words(WIDTH - EDGE, place + 4.5, f"{curve[-1]:.2g}", "muted end figures"))
-    return group(panel.axes("step", name="Loss"), CLOCK.reveal(panel, "told", *lines), *marks)
+        marks.append(words(right + 34, place + 4.5, label(name), f"f-{name} name" if name in strong else f"f-{name}"))
+        scores.append(words(WIDTH - EDGE, place + 4.5, two_digits(walk.score), "muted end figures"))
+    told = [
+        words(panel.x.start + 44, BELOW - 10, "thick: running medians of the three best and AdamW", "small muted"),
+        words(WIDTH - EDGE, BELOW - 10, "mean of the last tenth", "small muted end"),
+    ]
+    return group(
+        tail, panel.axes("step", name="Loss"), CLOCK.reveal(panel, "told", *lines), *marks, *told, CLOCK.arrive(*scores)
+    )
+
+
+def running_median(values: Array, window: int) -> Array:
+    """Over so many values around each, of which there are fewer at either end."""
+    half = window // 2
+    return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])

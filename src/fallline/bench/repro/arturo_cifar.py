@@ -75,8 +75,8 @@ class ArturoCifar(Preset):
         "Images are held out of training for validation, where the program trains on all 50,000; the last, incomplete "
         "batch of an epoch is dropped.",
         "On CIFAR-100 crops are padded with zeros, in the program by reflection.",
-        "arTuRO solves for the step exactly, where its program bisects and may miss the bound; a curvature below 0 is "
-        "taken as 0.",
+        "arTuRO keeps the bound in every step, where its program bisects and may miss it; the step is exact only with "
+        "`newton_iters` of 4 or more, and these are runs of the default. A curvature below 0 is taken as 0.",
         "The program measures before each epoch, and so never after the last; here the model is measured at the end.",
         "CPU scale: 0.4 epochs of the CNN instead of 160, with the drops at the same shares of the run, and batches of "
         "51 instead of 255: 77 steps would be too few, of which arTuRO's own warm-up alone takes 28. The smaller batch "

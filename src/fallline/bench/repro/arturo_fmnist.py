@@ -108,8 +108,8 @@ class ArturoFashion(Preset):
         NOT_FOUND,
         "Images are held out of training for validation, where the program trains on all 60,000; the last, incomplete "
         "batch of an epoch is dropped.",
-        "arTuRO solves for the step exactly, where its program bisects and may miss the bound; a curvature below 0 is "
-        "taken as 0.",
+        "arTuRO keeps the bound in every step, where its program bisects and may miss it; the step is exact only with "
+        "`newton_iters` of 4 or more, and these are runs of the default. A curvature below 0 is taken as 0.",
         "The program measures before each epoch, and so never after the last; here the model is measured at the end.",
         "CPU scale: 0.75 epochs instead of 120, with the drops at the same shares of the run. AdamW is left out: "
         "in so few steps it is Adam.",

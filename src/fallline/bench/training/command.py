@@ -9,7 +9,7 @@ import torch
 import typer
 
 from fallline.bench.check.subject import parse_settings
-from fallline.bench.contenders import Drops
+from fallline.bench.contenders import Drops, spelled
 from fallline.bench.tasks import Schedule, make_sure
 from fallline.bench.terminal import checked_device
 from fallline.bench.training.logs import checked
@@ -102,7 +102,7 @@ def train(
         bool, typer.Option("--stochastic-rounding", help="The optimizer's stochastic_rounding=True, for bfloat16.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where all goes.", show_default="runs/train/TASK-NAME-SEED")
+        Path | None, typer.Option(metavar="DIR", help="Where all goes.", show_default="in runs/train")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     save_every: Annotated[
@@ -138,7 +138,7 @@ def train(
     try:
         plan = Plan(
             task=Path(task).as_posix() if ".py" in task else task,
-            optimizer=optim if ":" in optim else optim.lower(),
+            optimizer=spelled(optim),
             settings=chosen_settings(lr, weight_decay, settings or [], fused, stochastic_rounding),
             seed=seed,
             epochs=epochs,

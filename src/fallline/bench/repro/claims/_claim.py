@@ -1,4 +1,4 @@
-"""What a claim is: a sentence, its source, a criterion fixed before anything is measured, and a measurement.
+"""What a claim is: a sentence, its source, a criterion in code, and a measurement.
 
 The verdict is the criterion's, never a person's: every reading inside the band, interval and all, and the claim holds;
 one reading with its whole interval outside, and it does not; else it is not decided.

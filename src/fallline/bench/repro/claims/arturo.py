@@ -3,8 +3,9 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from scipy.optimize import brentq
@@ -46,14 +47,28 @@ def train(optimizer: Any, task: Perceptron, steps: int, see: Callable[[float], N
 # --- the bound ---
 
 
-def most_of_bound(make: Make, steps: int, each: bool = False) -> float:
-    """The largest KL divergence of a step by its bound, from weights and precisions before and after.
+class Divergence(NamedTuple):
+    """The KL divergence of a step's Gaussian from the one before, by the bound."""
 
-    Args:
-        make: the optimizer.
-        steps: of the run.
-        each: whether every tensor has a bound of its own.
-    """
+    means: tuple[float, ...]
+    """What the mean's part is, tensor by tensor: the bound is on this."""
+
+    widths: float
+    """What the precision's part is, over all."""
+
+    @property
+    def mean(self) -> float:
+        """The mean's part, over all tensors."""
+        return math.fsum(self.means)
+
+    @property
+    def whole(self) -> float:
+        """Both parts."""
+        return self.mean + self.widths
+
+
+def divergences(make: Make, steps: int) -> list[Divergence]:
+    """Step by step of a run, from weights and precisions before and after."""
     task = Perceptron(0)
     optimizer = make(task.weights)
     group = optimizer.param_groups[0]
@@ -61,31 +76,56 @@ def most_of_bound(make: Make, steps: int, each: bool = False) -> float:
     def now() -> list[tuple[Tensor, Tensor]]:
         return [(p.detach().clone(), optimizer.state[p]["precision"].clone()) for p in task.weights]
 
-    before, largest = now(), 0.0
+    before, found = now(), []
 
     def see(lr: float) -> None:
-        nonlocal before, largest
+        nonlocal before
         after, shrink = now(), 1 - lr * group["weight_decay"]
-        kl = [
-            float((precision * (new - old * shrink) ** 2).sum() / 2)
-            for (old, precision), (new, _) in zip(before, after, strict=True)
-        ]
+        means, widths = [], 0.0
+        for (old, precision), (new, narrower) in zip(before, after, strict=True):
+            means.append(float((precision * (new - old * shrink) ** 2).sum() / 2) / lr)
+            by = precision / narrower
+            widths += float((by - 1 - by.log()).sum() / 2) / lr
         before = after
-        largest = max(largest, (max(kl) if each else math.fsum(kl)) / lr)
+        found.append(Divergence(tuple(means), widths))
 
     train(optimizer, task, steps, see)
-    return largest
+    return found
 
 
-def bound(effort: Effort, make: Make = ArTuRO) -> Measured:
-    """With the exact solver: all published settings, and a bound for every tensor."""
-    steps = effort.pick(200, 80)
-    readings = [
-        exact(name, most_of_bound(functools.partial(make, **published(name)), steps))
-        for name in NAMES[: effort.pick(4, 1)]
-    ]
-    own = functools.partial(make, scope="tensor", **published("cifar10-cnn"))
-    return Measured([*readings, exact("cifar10-cnn, each tensor by its own bound", most_of_bound(own, steps, True))])
+def most_of_bound(make: Make, steps: int, each: bool = False) -> float:
+    """The largest mean's part of a step, by its bound.
+
+    Args:
+        make: the optimizer.
+        steps: of the run.
+        each: whether every tensor has a bound of its own.
+    """
+    return max(max(step.means) if each else step.mean for step in divergences(make, steps))
+
+
+@functools.cache
+def as_shipped(effort: Effort) -> dict[str, list[Divergence]]:
+    """Runs with all published settings, by name; remembered, as two claims look at them."""
+    names, steps = NAMES[: effort.pick(4, 1)], effort.pick(200, 80)
+    return {name: divergences(functools.partial(ArTuRO, **published(name)), steps) for name in names}
+
+
+def bound(effort: Effort) -> Measured:
+    """On the means, with our solver: all published settings, and a bound for every tensor."""
+    runs = as_shipped(effort)
+    readings = [exact(name, max(step.mean for step in run)) for name, run in runs.items()]
+    own = functools.partial(ArTuRO, scope="tensor", **published("cifar10-cnn"))
+    most = most_of_bound(own, effort.pick(200, 80), True)
+    details = {f"{name}, the precisions counted too": max(step.whole for step in run) for name, run in runs.items()}
+    return Measured([*readings, exact("cifar10-cnn, each tensor by its own bound", most)], details)
+
+
+def bound_of_all(effort: Effort) -> Measured:
+    """On the whole Gaussian."""
+    runs = as_shipped(effort)
+    details = {f"{name}, the median step": statistics.median(step.whole for step in run) for name, run in runs.items()}
+    return Measured([exact(name, max(step.whole for step in run)) for name, run in runs.items()], details)
 
 
 def bound_as_published(effort: Effort) -> Measured:
@@ -136,36 +176,102 @@ def best(precision: Tensor, h: Tensor, g: Tensor, epsilon: float) -> Tensor:
     return step(brentq(excess, high * 1e-9, high, xtol=1e-15, rtol=1e-14))
 
 
-def exactness(effort: Effort, solvers: Sequence[dict[str, Any]] = ({}, {"newton_iters": 8})) -> Measured:
-    """By how much of the best model's decrease a step falls short, or exceeds what the bound allows."""
-    readings, seeds = [], effort.pick(20, 8)
-    for settings in solvers:
-        lost, over = 0.0, 0.0
-        for seed, spread in itertools.product(range(seeds), (0.1, 1.0, 2.0)):
-            epsilon = 10.0 ** (seed % 4 - 2)
-            p, optimizer, h, g = posed(seed, spread, lr=epsilon, **settings)
-            precision = optimizer.state[p]["precision"].clone()
-            optimizer.step()
-            delta, wanted = p.detach(), best(precision, h, g, epsilon)
-            gained, most = (float(-(g @ x + (h * x) @ x / 2)) for x in (delta, wanted))
-            lost = max(lost, 1 - gained / most)
-            over = max(over, float((precision * delta**2).sum() / 2) / epsilon - 1)
-        name = f"newton_iters={settings.get('newton_iters', 0)}"
-        readings += [exact(f"{name}, decrease left", lost), exact(f"{name}, KL above the bound", over)]
-    return Measured(readings[2:] or readings, {reading.name: reading.value for reading in readings})
+SPREADS = (0.1, 1.0, 2.0)
+
+
+def shortfall(seeds: int, **settings: Any) -> tuple[float, float]:
+    """The worst of random problems: what share of the best decrease is left, and by what share KL exceeds the bound."""
+    lost = over = 0.0
+    for seed, spread in itertools.product(range(seeds), SPREADS):
+        epsilon = 10.0 ** (seed % 4 - 2)
+        p, optimizer, h, g = posed(seed, spread, lr=epsilon, **settings)
+        precision = optimizer.state[p]["precision"].clone()
+        optimizer.step()
+        delta = p.detach()
+        lost = max(lost, left(delta, precision, h, g, epsilon))
+        over = max(over, float((precision * delta**2).sum() / 2) / epsilon - 1)
+    return lost, over
+
+
+def left(delta: Tensor, precision: Tensor, h: Tensor, g: Tensor, epsilon: float) -> float:
+    """What share of the best step's decrease of the model is left after a step."""
+    wanted = best(precision, h, g, epsilon)
+    gained, most = (float(-(g @ x + (h * x) @ x / 2)) for x in (delta, wanted))
+    return 1 - gained / most
+
+
+ENOUGH = 4
+"""Newton steps from which on a step counts as exact."""
+
+
+def exactness(effort: Effort, **settings: Any) -> Measured:
+    """With Newton steps enough."""
+    seeds, readings = effort.pick(20, 8), []
+    worst = f"the worst of {seeds * len(SPREADS)} problems"
+    for count in (ENOUGH, 8):
+        lost, over = shortfall(seeds, newton_iters=count, **settings)
+        readings.append(exact(f"newton_iters={count}, decrease left, {worst}", lost))
+        readings.append(exact(f"newton_iters={count}, KL above the bound, {worst}", over))
+    fewer = {f"newton_iters={n}, decrease left": shortfall(seeds, newton_iters=n)[0] for n in range(1, ENOUGH)}
+    return Measured(readings, fewer)
+
+
+def left_in_training(name: str, steps: int) -> list[float]:
+    """The share of the best decrease that is left, step by step of a run on digits with the default solver."""
+    task = Perceptron(0)
+    optimizer = ArTuRO(task.weights, **published(name))
+    group = optimizer.param_groups[0]
+    assert not group["weight_decay"]
+    c = group["reg_weight"] * group["prior_prec"]
+
+    def now(key: str) -> Tensor:
+        return torch.cat([optimizer.state[p][key].flatten() for p in task.weights])
+
+    def place() -> Tensor:
+        return torch.cat([p.detach().flatten() for p in task.weights])
+
+    weights, precision, found = place(), now("precision"), []
+
+    def see(lr: float) -> None:
+        nonlocal weights, precision
+        gradient = now("intercept") + (now("slope") + c) * weights
+        curvature = now("slope").clamp_min(group["curvature_floor"]) + c
+        found.append(left(place() - weights, precision, curvature, gradient, lr))
+        weights, precision = place(), now("precision")
+
+    train(optimizer, task, steps, see)
+    return found
+
+
+def exactness_as_shipped(effort: Effort) -> Measured:
+    """With the multiplier from moments of the curvatures, no pass of its own."""
+    seeds, steps = effort.pick(20, 8), effort.pick(200, 80)
+    lost, over = shortfall(seeds)
+    readings = [exact(f"decrease left, the worst of {seeds * len(SPREADS)} random problems", lost)]
+    details: dict[str, float] = {}
+    for name in ("cifar10-cnn", "cifar100-resnet34"):  # those without weight decay
+        run = left_in_training(name, steps)
+        readings.append(exact(f"decrease left, {name}'s settings on digits, the worst of {steps} steps", max(run)))
+        details[f"decrease left, {name}'s settings on digits, the median step"] = statistics.median(run)
+    readings.append(exact("KL above the bound, the worst of the random problems", over))
+    return Measured(readings, details)
 
 
 def solvers(effort: Effort) -> Measured:
-    """The exact solver's validation accuracy less that of the authors' bisection, in points."""
-    seeds, steps = effort.pick(6, 3), effort.pick(300, 60)
-    ends: dict[str, list[float]] = {"newton": [], "bisect": []}
-    for seed, solver in itertools.product(range(seeds), ends):
-        task = Perceptron(seed)
-        train(ArTuRO(task.weights, solver=solver, **published("cifar10-cnn")), task, steps)
-        ends[solver].append(100 * task.accuracy())
-    change = [a - b for a, b in zip(ends["newton"], ends["bisect"], strict=True)]
-    details = {f"accuracy, {solver}": math.fsum(found) / seeds for solver, found in ends.items()}
-    return Measured([mean_of(f"cifar10-cnn's settings, {steps} steps", change)], details)
+    """Our solver's validation accuracy less that of the authors' bisection, in points."""
+    seeds, steps, names = effort.pick(5, 3), effort.pick(300, 60), NAMES[: effort.pick(4, 1)]
+    readings: list[Reading] = []
+    details: dict[str, float] = {}
+    for name in names:
+        ends: dict[str, list[float]] = {"newton": [], "bisect": []}
+        for seed, solver in itertools.product(range(seeds), ends):
+            task = Perceptron(seed)
+            train(ArTuRO(task.weights, solver=solver, **published(name)), task, steps)
+            ends[solver].append(100 * task.accuracy())
+        change = [a - b for a, b in zip(ends["newton"], ends["bisect"], strict=True)]
+        readings.append(mean_of(f"{name}'s settings, {steps} steps", change))
+        details |= {f"accuracy, {name}, {solver}": math.fsum(found) / seeds for solver, found in ends.items()}
+    return Measured(readings, details)
 
 
 # --- the filter ---
@@ -250,14 +356,14 @@ def scale(effort: Effort, along: bool = True) -> Measured:
 # --- records ---
 
 SHORT = (
-    "the record is of CPU scale, less than an epoch, in which no image is seen twice: training and test loss are the "
-    "same there, and generalisation does not show. `--scale full` would tell"
+    "the records are of CPU scale, under an epoch: how a whole training goes, how fast and to what generalisation, "
+    "they do not show. `--scale full` would tell"
 )
 
 
-def _both(effort: Effort, others: Sequence[str], only_whole: str = "") -> Measured:
+def _beside(effort: Effort, other: str) -> Measured:
     found = [
-        differences(effort, name, "arTuRO", others, only_whole=only_whole) for name in ("arturo-fmnist", "arturo-cifar")
+        differences(effort, name, "arTuRO", (other,), only_whole=SHORT) for name in ("arturo-fmnist", "arturo-cifar")
     ]
     readings: list[Reading] = [reading for one in found for reading in one.readings]
     details = {key: value for one in found for key, value in one.details.items()}
@@ -266,65 +372,94 @@ def _both(effort: Effort, others: Sequence[str], only_whole: str = "") -> Measur
 
 
 def as_fast(effort: Effort) -> Measured:
-    """Test accuracy less that of Adam after the same, short training."""
-    return _both(effort, ("Adam",))
+    """Test accuracy less that of Adam after the same training."""
+    return _beside(effort, "Adam")
 
 
 def as_general(effort: Effort) -> Measured:
     """Test accuracy less that of SGD."""
-    return _both(effort, ("SGD",), SHORT)
+    return _beside(effort, "SGD")
 
 
 CLAIMS = (
     Claim(
         "arturo-bound",
         "arturo",
-        "No step exceeds the bound on the KL divergence.",
-        f"{PAPER}, abstract",
-        Criterion("largest KL divergence of a step by its bound", at_most=1 + 1e-9),
+        "No step moves the means by more than the bound on the KL divergence.",
+        f"{PAPER}, abstract; the authors' program, in which the bound is on the mean's part",
+        Criterion("largest mean's part of a step's KL divergence, by its bound", at_most=1 + 1e-9),
         bound,
         "Digits with the published settings, the bound cut by 0.006 at half and at three quarters of 200 steps. ½ΣΛΔ² "
-        'is computed from the weights before and after, for the network, and with `scope="tensor"` for each tensor.',
-        "The bound holds at every step, also right after the schedule cuts it.",
+        'is computed from the weights before and after, for the network, and with `scope="tensor"` for each tensor. '
+        "The divergence with the precisions' part, which has no bound, stands beside it.",
+        "The means keep the bound at every step, also right after the schedule cuts it.",
         "The bound is broken.",
+    ),
+    Claim(
+        "arturo-bound-whole",
+        "arturo",
+        "No step exceeds the bound in the KL divergence of the whole Gaussian, the precisions counted too.",
+        f"{PAPER}, abstract, taken at its word",
+        Criterion("largest KL divergence of a step by its bound", at_most=1 + 1e-9),
+        bound_of_all,
+        "The same runs. To ½ΣΛΔ² comes ½Σ(ρ − 1 − ln ρ), ρ a weight's precision before the step by that after it.",
+        "The bound is one on the Gaussian.",
+        "The bound is one on the means alone: means and precisions are updated apart, and for the precisions a fixed "
+        "weight stands where the means have a multiplier. So it is exceeded most where a run starts, with precisions "
+        "far above where they come to rest, and where the schedule cuts the bound, which does not hold them back.",
     ),
     Claim(
         "arturo-bound-published",
         "arturo",
-        "The same with the solver of the authors' program, a bisection around the last multiplier.",
+        "The means keep the bound with the solver of the authors' program too, a bisection around the last multiplier.",
         f"{PAPER}, abstract; the authors' program",
-        Criterion("largest KL divergence of a step by its bound", at_most=1 + 1e-9),
+        Criterion("largest mean's part of a step's KL divergence, by its bound", at_most=1 + 1e-9),
         bound_as_published,
         'The same runs with `solver="bisect"`.',
         "Their bisection keeps the bound.",
         "Their bisection breaks the bound, most where the schedule cuts it: the multiplier can grow threefold a step, "
-        "and would have to grow thirteenfold. Ours is exact by default.",
+        "and would have to grow thirteenfold. Ours keeps the bound by default; with `newton_iters` of 4 or more its "
+        "step is exact too.",
     ),
     Claim(
         "arturo-exact",
         "arturo",
-        "A step is the best one within the trust region.",
+        f"With {ENOUGH} Newton steps or more, a step is the best one within the trust region.",
         f"{PAPER}, abstract",
         Criterion("decrease of the model left, as a share, and KL above the bound, as a share", at_most=1e-9),
         exactness,
         "Random problems with 200 weights, curvatures spread over up to four orders of magnitude, zeros among "
-        "gradients and curvatures, bounds from 0.01 to 10; beside scipy's root finding. `newton_iters=8`; the "
-        "default's numbers, which needs no pass of its own, stand beside it.",
-        "With a few Newton steps the step is the optimum. The default stays within the bound too, and gives up what "
-        "stands beside it where curvatures spread that widely within a tensor; in training they do not.",
+        "gradients and curvatures, bounds from 0.01 to 10; beside scipy's root finding, the worst of all. "
+        f"`newton_iters={ENOUGH}` and 8; fewer stand beside it.",
+        "The step is the optimum.",
         "Something of the model's decrease is left, or the bound is exceeded.",
+    ),
+    Claim(
+        "arturo-exact-default",
+        "arturo",
+        "The same as shipped, `newton_iters=0`: the multiplier from moments of the curvatures, without a pass.",
+        f"{PAPER}, abstract",
+        Criterion("decrease of the model left, as a share, and KL above the bound, as a share", at_most=1e-9),
+        exactness_as_shipped,
+        "The same problems, and two runs on digits with published settings; the worst of all problems and steps.",
+        "The default is exact.",
+        "The default keeps the bound and is not exact. What it gives up depends on how far curvatures spread within a "
+        "tensor: in the random problems, up to four orders of magnitude, much; with published settings on digits, "
+        "next to nothing.",
     ),
     Claim(
         "arturo-solver",
         "arturo",
-        "Training with the exact step ends as well as with the authors' approximate one, or better.",
+        "Training with the default solver, which keeps the bound, ends as well as with the authors' bisection, or "
+        "better.",
         DERIVED,
-        Criterion("validation accuracy, exact less approximate, points", at_least=-1.0),
+        Criterion("validation accuracy, ours less theirs, points", at_least=-1.0),
         solvers,
-        "Digits with the published settings of one task and the schedule, 300 steps, paired seeds, Student's interval.",
-        "Nothing is lost by keeping the bound.",
-        "The published settings were tuned with the approximate solver, whose multiplier never comes to 0: it damps, "
-        "and without that the same settings end higher. `eta_min=0.25` mimics it within the bound.",
+        "Digits with each of the four published settings and the schedule, 300 steps, five paired seeds, Student's "
+        "interval.",
+        "Nothing, or less than a point, is lost by keeping the bound.",
+        "With some of the published settings, which were tuned with the bisection, training ends lower. "
+        "`eta_min=0.25` keeps the multiplier from 0, as the bisection does, within the bound.",
     ),
     Claim(
         "arturo-least-squares",
@@ -377,12 +512,12 @@ CLAIMS = (
         "arturo",
         "It converges as fast as adaptive methods.",
         f"{PAPER}, abstract",
-        Criterion("test accuracy less Adam's after the same short training, points", at_least=-1.0),
+        Criterion("test accuracy less Adam's after the same training, points", at_least=-1.0),
         as_fast,
-        "The records of `fallline repro arturo-fmnist` and `arturo-cifar`: paired seeds, Student's interval.",
-        "As fast as Adam.",
-        "It is behind Adam after the same number of steps, at the record's size: its own warm-up, which takes the "
-        "precision from its start to its fixed point, is a large part of so short a training.",
+        "The records of `fallline repro arturo-fmnist` and `arturo-cifar`: paired seeds, Student's interval; decided "
+        "at the published size alone.",
+        "It is where Adam is after the same number of steps.",
+        "It is behind Adam after the same number of steps.",
     ),
     Claim(
         "arturo-general",
