@@ -321,7 +321,7 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
 
 def test_the_list_tells_of_data_times_and_records(tiny, monkeypatch):
     out, record, _, _ = tiny
-    monkeypatch.setattr(listing, "EXPERIMENTS", {Tiny.name: "", "lodo-memory": ""})
+    monkeypatch.setattr(listing, "EXPERIMENTS", {Tiny.name: "", "coolmomentum-imagenet": ""})
     one, other = listing.listed(out)
     assert one.data == "none"
     assert one.cpu.startswith("CPU scale ")
