@@ -143,7 +143,8 @@ class MetricKOALA(KOALA):
         params: parameters or parameter groups; ``lr``, ``metric``, ``weight_decay``, ``beta``, ``beta2`` and ``eps``
             may differ between groups. What lies in a group with half the ``lr`` of another moves half as far.
         lr: multiplies the step; 1 asks for the target at once.
-        metric: see above; a callable takes h, shaped like its parameter, and returns d of the same shape.
+        metric: see above; a callable takes h, shaped like its parameter, and returns d of the same shape, finite where
+            h is: ``skip_nonfinite`` looks at losses and gradients alone.
         q: process noise, the variance that is added each step; its root is the length of a usual step.
         r: measurement noise; None follows the square of the minibatch's loss, from the first one on.
         alpha_r: share of the old R in its running average, in [0, 1].
