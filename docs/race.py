@@ -78,7 +78,7 @@ def pairing(part: Part) -> str:
     return (
         f"Pairing: over the same seeds the two losses have a correlation of {np.corrcoef(a, b)[0, 1]:.2f}; the "
         f"standard deviation of their difference is {paired:.4f}, and would be {unpaired:.4f} of unpaired seeds. "
-        f"({dropped} of {len(a) + dropped} seeds are left out here: on them one of the two learned nothing.)"
+        f"({dropped} of {len(a) + dropped} seeds left out here: on them one of the two learned nothing.)"
     )
 
 
