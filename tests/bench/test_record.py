@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sqlite3
@@ -64,6 +65,24 @@ def test_two_coordinators_on_one_database_do_not_disturb_each_other(tmp_path):
     one, other = tmp_path.glob("*-sprint:Sprint.json")
     assert one.read_text() == other.read_text()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_new_database_waits_where_sqlite_refuses_at_once(tmp_path, monkeypatch):
+    refusals = []
+
+    class Refusing(sqlite3.Connection):
+        def execute(self, query, *values):
+            if "journal_mode" in query and len(refusals) < 3:
+                refusals.append(query)
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
+            return super().execute(query, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=Refusing))
+    with Store(tmp_path / "records.sqlite") as store:
+        assert store.add("key", RUN, GOOD) == GOOD
+    assert len(refusals) == 3
 
 
 def test_of_two_outcomes_the_first_stays(tmp_path):

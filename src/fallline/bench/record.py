@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -110,7 +111,7 @@ class Store:
                 if read_only and version < SCHEMA_VERSION:
                     self._db = _in_memory(self._db)
                 if not read_only:
-                    self._db.execute("PRAGMA journal_mode = WAL")
+                    self._write_ahead()
                 if version < SCHEMA_VERSION:
                     self._build()
             except BaseException:
@@ -132,6 +133,18 @@ class Store:
                 "pip install --upgrade fallline"
             )
         return int(version)
+
+    def _write_ahead(self) -> None:
+        """Let others read while one writes. Of two that ask for it at once SQLite refuses one without waiting."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     def _build(self) -> None:
         """Make the tables, or bring older ones to this schema: all at once, and once among several coordinators."""
