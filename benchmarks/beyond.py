@@ -36,7 +36,7 @@ from fallline.bench.pool import available_cores, local_pool
 from fallline.bench.race import Progress, RaceError, race
 from fallline.bench.record import Race, Store
 from fallline.bench.results import Part, Result, Results, results
-from fallline.bench.stats import Interval, interval
+from fallline.bench.stats import Interval
 from fallline.bench.summary import duration
 from fallline.bench.tasks import get_task, make_sure
 from fallline.bench.terminal import DATABASE
@@ -298,11 +298,7 @@ def verdict_of(verdict: Verdict | None) -> Record | None:
 
 def beside(entry: Result, tuned: Part) -> Interval | None:
     """By how many per cent of its loss an entry with shipped settings lies above the tuned reference, over seeds."""
-    if not has(tuned, REFERENCE):
-        return None
-    losses, theirs = tuned.get(REFERENCE).losses, tuned.get(REFERENCE).measure("loss")
-    both = [(mine, losses.get(number)) for number, mine in entry.losses.items()]
-    return interval([100 * (a - b) / theirs.mean for a, b in both if theirs and a is not None and b is not None])
+    return entry.above(tuned.get(REFERENCE)) if has(tuned, REFERENCE) else None
 
 
 def parts_of(part: Part, parts: Parts) -> Record:

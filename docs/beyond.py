@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fallline.bench import display
 from fallline.bench.export import in_words
 from fallline.bench.files import fill, markdown
 from fallline.bench.stats import stratified_interval
@@ -77,7 +78,7 @@ def lost(one: Record) -> int:
 
 def number(value: float) -> str:
     """Four significant digits."""
-    return f"{value:#.4g}".rstrip(".")
+    return display.number(value, 4)
 
 
 def percent(value: float) -> str:

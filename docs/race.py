@@ -27,7 +27,6 @@ from fallline.bench.display import difference, spread
 from fallline.bench.files import fill, markdown
 from fallline.bench.record import Store
 from fallline.bench.results import Part, Result, Results, results
-from fallline.bench.stats import interval
 
 HERE = Path(__file__).parent
 SEARCHES = 2000
@@ -94,8 +93,13 @@ def everyone(found: Results) -> str:
             stands(part, entry) if entry else "cannot take part"
             for part, entry in zip(found.parts, entries, strict=True)
         ]
-        rows.append([f"**{known.label}**" if known.ours else known.label, *cells])
+        rows.append([heading(known), *cells])
     return markdown(head, rows)
+
+
+def heading(entry: Result) -> str:
+    """A label, in bold where it is one of ours."""
+    return f"**{entry.label}**" if entry.ours else entry.label
 
 
 def stands(part: Part, entry: Result) -> str:
@@ -116,8 +120,7 @@ def unseen(found: Results) -> str:
     for part in tasks:
         head += [f"{part.task}, shipped, %", f"{part.task}, tuned"]
     for name in found.design.optimizers:
-        known = tasks[0].get(name)
-        row = [f"**{known.label}**" if known.ours else known.label]
+        row = [heading(tasks[0].get(name))]
         for part in tasks:
             row += [above(found.part(part.task, "defaults").get(name), part.get("adamw")), stands(part, part.get(name))]
         rows.append(row)
@@ -126,10 +129,7 @@ def unseen(found: Results) -> str:
 
 def above(entry: Result, reference: Result) -> str:
     """By how many per cent of its mean loss an entry lies above another, over the seeds, with the 95 % interval."""
-    theirs = reference.losses
-    mean = np.mean([loss for loss in theirs.values() if loss is not None])
-    both = [(loss, theirs.get(number)) for number, loss in entry.losses.items()]
-    found = interval([100 * (mine - their) / mean for mine, their in both if mine is not None and their is not None])
+    found = entry.above(reference)
     if found is None:
         return "lost"
     told = [f"{value:+,.1f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None]

@@ -156,9 +156,9 @@ def seeds_cell(entry: Result, seeds: int) -> Text:
     return text.append(f" {entry.lost_seeds}/{seeds} lost", style="yellow") if entry.lost_seeds else text
 
 
-def number(value: float | None) -> str:
-    """Three significant digits, the trailing zeros too: a column of them can be compared."""
-    return "–" if value is None else f"{value:#.3g}".rstrip(".")
+def number(value: float | None, digits: int = 3) -> str:
+    """So many significant digits, the trailing zeros too: a column of them can be compared."""
+    return "–" if value is None else f"{value:#.{digits}g}".rstrip(".")
 
 
 def difference(value: float | None, scale: float) -> str:

@@ -33,7 +33,7 @@ ALPHA = 0.05
 LADDER = ((75, 3), (50, 3), (20, 3), (10, 3), (10, 1), (5, 1), (3, 1))
 """Trials, and how many of them are rerun; with 1 none is, the best is confirmed as it is."""
 
-FAIR = 20
+FAIR = Design.trials
 """Trials below which it is mostly luck who wins: docs/race.md has the measurement."""
 
 MOST_SEEDS = 10

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallline.bench.contenders import CONTENDERS
+from fallline.bench.display import number
 from fallline.bench.gallery._picture import Drawn
 from fallline.bench.gallery.landscapes import LANDSCAPES, TRIALS, Found, Landscape, search_all
 from fallline.bench.gallery.svg import (
@@ -108,10 +109,7 @@ def draw(landscape: Landscape, found: Sequence[Found], trials: int) -> str:
         ways(landscape, found),
         losses(landscape, found),
     ]
-    description = (
-        f"Ways of {', '.join(CONTENDERS[name].label for name in reversed(names))} over contour lines of "
-        f"{landscape.formula}, and below their losses against steps, the least first."
-    )
+    description = f"{described(landscape, names)}, and below their losses against steps, the least first."
     return document(BELOW + DEPTH + 52, landscape.title, description, body, ("hill", *names))
 
 
@@ -140,10 +138,13 @@ def draw_alone(landscape: Landscape, found: Sequence[Found]) -> str:
         CLOCK.arrive(*scores),
         words(EDGE, top + ROW * rows + 2, about, "small muted"),
     ]
-    description = f"Ways of {', '.join(CONTENDERS[name].label for name in reversed(names))} over contour lines of "
-    return document(
-        top + ROW * rows + 22, landscape.title, f"{description}{landscape.formula}.", body, ("hill", *names)
-    )
+    return document(top + ROW * rows + 22, landscape.title, f"{described(landscape, names)}.", body, ("hill", *names))
+
+
+def described(landscape: Landscape, names: Sequence[str]) -> str:
+    """What is seen, for who cannot see it; the names in the order in which they are drawn."""
+    best_first = ", ".join(CONTENDERS[name].label for name in reversed(names))
+    return f"Ways of {best_first} over contour lines of {landscape.formula}"
 
 
 def plane(landscape: Landscape) -> Panel:
@@ -204,7 +205,7 @@ def label(name: str) -> str:
 
 def two_digits(value: float) -> str:
     """Two digits that count, also where the second is a zero: `0.060`, `4.0`, `13`."""
-    return f"{value:#.2g}".rstrip(".")
+    return number(value, 2)
 
 
 def losses(landscape: Landscape, found: Sequence[Found]) -> str:
