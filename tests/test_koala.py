@@ -195,12 +195,12 @@ def test_on_one_weight_it_is_the_textbook_filter(method: str) -> None:
     r = 0.3
     if method == "V":
         p = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-        optimizer: KOALA = VanillaKOALA([p], sigma=0.4, q=0.2, r=r)
+        optimizer: KOALA = VanillaKOALA([p], sigma=0.4, q=0.2, r=r, target=0.0)
         F, Q, P = torch.eye(1).double(), 0.2 * torch.eye(1).double(), 0.4 * torch.eye(1).double()
         state = vector([0.7])
     else:
         p = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-        optimizer = MomentumKOALA([p], sw=0.4, sc=0.1, sv=0.3, a=0.8, qw=0.2, qv=0.05, r=r, q_rule="fixed")
+        optimizer = MomentumKOALA([p], sw=0.4, sc=0.1, sv=0.3, a=0.8, qw=0.2, qv=0.05, r=r, q_rule="fixed", target=0.0)
         F = torch.tensor([[1.0, 1.0], [0.0, 0.8]], dtype=torch.float64)
         Q = torch.diag(vector([0.2, 0.05]))
         P = torch.tensor([[0.4, 0.1], [0.1, 0.3]], dtype=torch.float64)
@@ -362,7 +362,7 @@ def test_a_zero_loss_moves_nothing_and_contracts_the_covariance(method: str) -> 
 def test_a_loss_that_stays_zero_breaks_nothing(method: str) -> None:
     """R decays to nothing; with and without gradients the numbers stay finite, and a loss moves the weights again."""
     p = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    optimizer = METHODS[method]([p], alpha_r=0.5)
+    optimizer = METHODS[method]([p], alpha_r=0.5, target=0.0)
     for t in range(1200):  # 0.5^t underflows after 1075
         p.grad = vector([3.0, 4.0]) if t % 2 else torch.zeros(2, dtype=torch.float64)
         optimizer.step(loss=0.0)
@@ -708,9 +708,9 @@ def test_schedulers_do_not_warn_after_update(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_maximize_requires_a_target(method: str) -> None:
+def test_maximize_refuses_the_target_zero(method: str) -> None:
     with pytest.raises(ValueError, match="target"):
-        METHODS[method](start(), maximize=True)
+        METHODS[method](start(), maximize=True, target=0.0)
 
 
 @pytest.mark.parametrize(

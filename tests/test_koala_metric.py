@@ -68,7 +68,7 @@ PATHS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PATHS)
 def test_the_path_is_the_reference_s(name: str) -> None:
     """Over two groups, a tensor now and then without gradient, and a step that is skipped."""
-    settings = dict(q=0.003) | PATHS[name]
+    settings = dict(q=0.003, target=0.0) | PATHS[name]
     g = torch.Generator().manual_seed(0)
     shapes = [(3, 2), (3,), (1, 3), (), (2, 3, 2)]
     ps = [nn.Parameter(torch.randn(s, generator=g, dtype=torch.float64)) for s in shapes]

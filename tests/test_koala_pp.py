@@ -164,7 +164,7 @@ def test_on_one_weight_it_is_the_textbook_filter() -> None:
     """Nothing is approximated for one weight and a linear loss: predict, gain, correct, contract."""
     sigma, q, r = 0.4, 0.2, 0.3
     p = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
-    optimizer = KOALAPlusPlus([p], sigma=sigma, q=q, r=r)
+    optimizer = KOALAPlusPlus([p], sigma=sigma, q=q, r=r, target=0.0)
     x, P = 0.7, math.nan
     for t in range(40):
         slope, intercept = torch.randn(2, dtype=torch.float64).tolist()
@@ -251,7 +251,7 @@ def test_before_a_block_s_first_gradient_its_state_is_zero() -> None:
         assert sum(t.numel() for t in optimizer.state[p].values()) == 2 * p.numel() + 1
         assert torch.equal(optimizer.state[p]["gradient"], p.grad)
     shared = {k for k, v in optimizer.param_groups[0].items() if isinstance(v, Tensor)}
-    assert shared == {"measurement_noise", "skipped"}
+    assert shared == {"measurement_noise", "lowest", "loss_mean", "loss_variance", "skipped"}
 
 
 def test_the_first_gradient_counts_twice() -> None:

@@ -9,7 +9,8 @@ symbols P, R and S are those of the papers, and are named so here.
 """
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +21,15 @@ from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
 from ._foreach import clean, squared_norm
-from ._loss import FOUR_WAYS, Attachment, LossAware, all_zero
+from ._loss import Attachment, LossAware, all_zero, leave_no_trace
 from ._optimizer import Params, squared_norms
 from ._shards import gather_anew
 
+Target = float | str | Callable[[Tensor], Tensor]
+
 EPS = 1e-9  # a tensor whose gradient has a smaller norm is not treated (the authors' constant)
 TINY = 1e-30  # R stays above, so that S > 0
+SMALL_LR = 0.01  # a learning rate of Adam's, which asks a KOALA for a hundredth of the way
 
 
 def penalized(p: Tensor, g: Tensor, weight_decay: float | None, ok: Tensor | None = None) -> Tensor:
@@ -58,11 +62,22 @@ class KOALA(LossAware):
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         target = defaults["target"]
-        if not (callable(target) or (isinstance(target, int | float) and math.isfinite(target))):
-            raise ValueError(f"target={target!r} is outside its range: a finite number, or a callable of the loss")
-        if defaults["maximize"] and not callable(target) and target == 0:
+        number = isinstance(target, int | float) and math.isfinite(target)
+        if not (target == "auto" or callable(target) or number):
+            raise ValueError(
+                f'target={target!r} is outside its range: "auto", a finite number, or a callable of the loss'
+            )
+        if defaults["maximize"] and number and target == 0:
             raise ValueError(f"target={target!r} with maximize=True: give the value that the loss shall rise to, not 0")
         super().__init__(params, defaults)
+        lr = defaults["lr"]
+        if isinstance(lr, int | float) and 0 < lr <= SMALL_LR:
+            warnings.warn(
+                f"{type(self).__name__}(lr={lr!r}) hardly moves: lr is no step length here, as in Adam or SGD, but the "
+                "factor of a schedule, 1 by default. The length of a step is set by "
+                f"{'q' if 'q' in defaults else 'qw and qv'}",
+                stacklevel=3,
+            )
         self._predict_covariance(self._shared())  # for the first step; with zero velocity no weight moves
 
     # -- the two stages ---------------------------------------------------------------------------------------
@@ -101,7 +116,7 @@ class KOALA(LossAware):
         shared = self._shared()
         moments = self._moments(shared.measurement_noise, loss, loss_var)
         if moments is None:
-            raise RuntimeError(FOUR_WAYS)
+            raise RuntimeError(self._why_no_loss())
         self._filter(groups, shared, *moments, stepping=False)
         self._share(stage="filtered")
         self._opt_called = True  # what step() would tell learning-rate schedulers
@@ -112,17 +127,17 @@ class KOALA(LossAware):
         if moments is None:
             if all_zero(groups):  # torch.distributed.checkpoint calls step() so
                 return
-            raise RuntimeError(FOUR_WAYS)
+            raise RuntimeError(self._why_no_loss())
         self._filter(groups, shared, *moments, stepping=True)
         self._share(stage="resting")
 
     def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
         """R, S and the innovation of each tensor; then the correction and, when ``stepping``, the prediction."""
-        innovation, R = self._innovation(shared, mean, mean_square)
+        innovation, new = self._innovation(shared, mean, mean_square)
         one = self.param_groups[0]
         finite = [mean, mean_square]
         for t in groups:
-            g2, p2 = self._measure(t, shared, R)
+            g2, p2 = self._measure(t, shared, new["measurement_noise"])
             loss = innovation + t.weight_decay / 2 * p2  # the tensor's own penalty only
             t.treated = (g2 >= EPS**2) & (t.S > 0)
             t.c = torch.where(t.treated, t.lr * loss / t.S, 0.0)
@@ -132,20 +147,42 @@ class KOALA(LossAware):
             shared.skipped.add_(~ok)
             for t in groups:
                 t.treated, t.c = t.treated & ok, torch.where(ok, t.c, 0.0)
-            R = torch.where(ok, R, shared.measurement_noise)
-        shared.measurement_noise.copy_(R)
-        self._resumed = self._foreign = False
+        self._learn(shared, new, ok)
         self._correct(groups, shared, ok, stepping)
 
-    def _innovation(self, shared: SimpleNamespace, mean: Tensor, mean_square: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the loss is above its target, and R with this measurement."""
+    def _innovation(self, shared: SimpleNamespace, mean: Tensor, mean_square: Tensor) -> tuple[Tensor, dict[str, Any]]:
+        """How far the loss is above its target; and by name what the filter knows with this measurement, as R."""
         one = self.param_groups[0]
-        target = one["target"](mean) if callable(one["target"]) else one["target"]
-        innovation = target - mean if one["maximize"] else mean - target
+        new: dict[str, Tensor] = {}
+        target, loss = one["target"], mean
+        if target == "auto":
+            loss = -mean if one["maximize"] else mean
+            target, new = self._bound(shared, loss)
+        elif callable(target):
+            target = target(mean)
+        above = target - mean if one["maximize"] and loss is mean else loss - target
         if one["r"] is not None:
-            return innovation, torch.full_like(mean, one["r"])
-        measured = mean_square - 2 * target * mean + target**2  # mean (loss - target)^2, a raw second moment
-        return innovation, self._averaged(shared.measurement_noise, measured.clamp_min(0)).clamp_min(TINY)
+            return above, {"measurement_noise": torch.full_like(mean, one["r"]), **new}
+        measured = mean_square - 2 * target * loss + target**2  # mean (loss - target)^2, a raw second moment
+        R = self._averaged(shared.measurement_noise, measured.clamp_min(0)).clamp_min(TINY)
+        return above, {"measurement_noise": R, **new}
+
+    def _bound(self, shared: SimpleNamespace, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``target="auto"``: 0 until a loss is below it, then a bound below all of them; and what the bound needs."""
+        positive, off, share = shared.lowest >= 0, loss - shared.loss_mean, 1 - self.param_groups[0]["alpha_r"]
+        scale = torch.maximum(loss.square(), shared.measurement_noise)  # of the losses down to here
+        lowest = torch.minimum(shared.lowest, loss)
+        variance = torch.where(positive, scale, shared.loss_variance.lerp(off.square(), share))
+        latest = torch.where(positive, loss, shared.loss_mean + share * off)
+        new = {"lowest": lowest, "loss_mean": latest, "loss_variance": variance}
+        return torch.where(lowest < 0, lowest - variance.sqrt(), 0.0), new
+
+    def _learn(self, shared: SimpleNamespace, new: dict[str, Tensor], ok: Tensor | None) -> None:
+        """Keep what was measured, unless ``ok`` (0-D bool) is false."""
+        for name, value in new.items():
+            old = getattr(shared, name)
+            old.copy_(value if ok is None else torch.where(ok, value, old))
+        self._resumed = self._foreign = False
 
     def _averaged(self, R: Tensor, measured: Tensor) -> Tensor:
         """R's running average; it starts at 1."""
@@ -213,9 +250,11 @@ class KOALA(LossAware):
         Returns:
             A handle; ``handle.remove()`` ends it. Copies and pickles of the model are not followed.
         """
-        self._follows = True
-        model.register_load_state_dict_post_hook(_Loader(self))
-        return model.register_forward_pre_hook(_Follower(self), prepend=True)
+        optimizer: Any = self._losses.optimizer() or self  # not a trainer's wrapper, which is no more tomorrow
+        optimizer._follows = True
+        leave_no_trace(model)
+        model.register_load_state_dict_post_hook(_Loader(optimizer))
+        return model.register_forward_pre_hook(_Follower(optimizer), prepend=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in the base class."""
@@ -241,7 +280,8 @@ class KOALA(LossAware):
     def _init_shared(self) -> dict[str, Any]:
         r = self.defaults["r"]
         R = 1.0 if r is None else float(r)
-        return {"measurement_noise": R, "stage": "resting", "evaluating": False, **super()._init_shared()}
+        shared = {"measurement_noise": R, "lowest": 0.0, "loss_mean": 0.0, "loss_variance": 0.0}
+        return {**shared, "stage": "resting", "evaluating": False, **super()._init_shared()}
 
     def _expect(self, verb: str, *stages: str) -> str:
         stage: str = self.param_groups[0]["stage"]

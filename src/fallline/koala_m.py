@@ -1,6 +1,6 @@
 """KOALA-M: weights and velocities, with a 2x2 covariance (Davtyan et al., 2022)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ._foreach import squared_norm
 from ._optimizer import Params, zeros_like
 from ._shards import size
-from .koala import KOALA, penalized
+from .koala import KOALA, Target, penalized
 
 AVERAGING = 0.1  # of the mean weights and of their process noise (the authors' 1 - 0.9)
 
@@ -133,7 +133,7 @@ class MomentumKOALA(KOALA):
         weight_decay: float = 0.0,
         q_rule: str = "reference",
         average_init: str = "params",
-        target: float | Callable[[Tensor], Tensor] = 0.0,
+        target: Target = "auto",
         skip_nonfinite: bool = True,
         maximize: bool = False,
         stochastic_rounding: bool = False,

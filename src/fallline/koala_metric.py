@@ -11,7 +11,7 @@ from torch.nn.functional import hardshrink
 from ._foreach import clean, dot, squared_norm
 from ._optimizer import Params, scalar_like, zeros_like
 from ._shards import gathered, local, part, size
-from .koala import EPS, KOALA, TINY
+from .koala import EPS, KOALA, TINY, Target
 
 Metric = str | Callable[[Tensor], Tensor]
 
@@ -205,7 +205,7 @@ class MetricKOALA(KOALA):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         measured: bool = True,
-        target: float | Callable[[Tensor], Tensor] = 0.0,
+        target: Target = "auto",
         skip_nonfinite: bool = True,
         maximize: bool = False,
         stochastic_rounding: bool = False,
@@ -266,14 +266,13 @@ class MetricKOALA(KOALA):
     def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
         """One measurement of the whole network: average, take the slope along the direction, filter, move."""
         one = self.param_groups[0]
-        innovation, R = self._innovation(shared, mean, mean_square)
-        ok = None
+        innovation, new = self._innovation(shared, mean, mean_square)
+        R, ok = new["measurement_noise"], None
         if one["skip_nonfinite"]:
             ok = (mean + mean_square + innovation + R).isfinite()
             if groups:
                 ok = ok & self._finite(groups)
             shared.skipped.add_(~ok)
-            R = torch.where(ok, R, shared.measurement_noise)
 
         rates = [(torch.ones_like(mean) * t.lr).reshape(()) for t in groups]
         largest = torch.stack(rates).amax() if rates else torch.ones_like(mean)
@@ -299,8 +298,7 @@ class MetricKOALA(KOALA):
             if t.kind == "identity":
                 own = torch.where(norm >= EPS, own / norm, 0.0)
             self._walk(t, own, 1 - usual * t.share * t.weight_decay, ok)
-        shared.measurement_noise.copy_(R)
-        self._resumed = self._foreign = False
+        self._learn(shared, new, ok)
 
     def _slope(self, t: SimpleNamespace, ok: Tensor | None) -> Tensor:
         """Take the gradients into the averages; the sum of <h, d> over the group's tensors, of the squares of h."""
@@ -380,7 +378,7 @@ class OrthogonalKOALA(MetricKOALA):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         measured: bool = True,
-        target: float | Callable[[Tensor], Tensor] = 0.0,
+        target: Target = "auto",
         skip_nonfinite: bool = True,
         maximize: bool = False,
         stochastic_rounding: bool = False,

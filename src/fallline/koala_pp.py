@@ -1,6 +1,5 @@
 """KOALA++: no covariance, only its products with the gradients (Xia, Davtyan and Favaro, 2025)."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ._foreach import dot, squared_norm
 from ._optimizer import Params, scalar_like, zeros_like
-from .koala import KOALA, penalized
+from .koala import KOALA, Target, penalized
 
 
 def products(p: Tensor, g: Tensor, v: Tensor, H: Tensor, *, weight_decay: float | None) -> tuple[Tensor, ...]:
@@ -97,7 +96,7 @@ class KOALAPlusPlus(KOALA):
         alpha_r: float = 0.9,
         symmetric: bool = True,
         weight_decay: float = 0.0,
-        target: float | Callable[[Tensor], Tensor] = 0.0,
+        target: Target = "auto",
         skip_nonfinite: bool = True,
         maximize: bool = False,
         stochastic_rounding: bool = False,

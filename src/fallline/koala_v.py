@@ -1,13 +1,12 @@
 """KOALA-V: one variance for all weights (Davtyan et al., 2022)."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
 from ._optimizer import Params
-from .koala import KOALA, penalized
+from .koala import KOALA, Target, penalized
 
 
 def correct_(p: Tensor, g: Tensor, gain: Tensor, *, weight_decay: float | None, ok: Tensor | None) -> None:
@@ -35,9 +34,11 @@ class VanillaKOALA(KOALA):
         weight_decay: L2 penalty, part of each tensor's loss and gradient.
         weight_decay_mode: ``"coupled"``; ``"reference"`` moves along the raw gradient, as the authors' program does.
         target: value that the loss should take, or a callable of the minibatch loss (0-D) such as
-            ``lambda loss: loss - 4``. A loss that can fall below a fixed target needs such a callable.
+            ``lambda loss: loss - 4``. ``"auto"`` is 0 until a loss falls below it; then it stays one standard
+            deviation of the recent losses below the lowest. (One of full batches may come to rest on 0 and never be
+            below it: name a target.) A loss that falls below a fixed target climbs back to it.
         skip_nonfinite: turn a step with a non-finite loss or gradient into nothing.
-        maximize: raise the loss to ``target``, which must be given.
+        maximize: raise the loss, to ``target`` where one is given.
         stochastic_rounding: round bfloat16 parameters up or down, in expectation to what was computed; else to nearest.
         fused: one pass over all elements in compiled code: needs a C compiler, on a GPU Triton.
 
@@ -77,7 +78,7 @@ class VanillaKOALA(KOALA):
         alpha_r: float = 0.9,
         weight_decay: float = 0.0,
         weight_decay_mode: str = "coupled",
-        target: float | Callable[[Tensor], Tensor] = 0.0,
+        target: Target = "auto",
         skip_nonfinite: bool = True,
         maximize: bool = False,
         stochastic_rounding: bool = False,
