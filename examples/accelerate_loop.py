@@ -1,4 +1,4 @@
-"""Accelerate: attach the criterion before prepare, and leave the loop as it is."""
+"""Accelerate: attach before prepare, and leave the loop as it is."""
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +18,7 @@ def train(accumulate: int = 1) -> tuple[nn.Module, float]:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = MomentumKOALA(model.parameters())
     criterion = nn.CrossEntropyLoss()
-    optimizer.attach(criterion)  # accelerate's step passes no loss on
+    optimizer.attach()  # accelerate's step passes no loss on
     optimizer.follow(model)  # evaluation at the filtered point
 
     accelerator = Accelerator(gradient_accumulation_steps=accumulate, cpu=True)

@@ -18,7 +18,7 @@ def train(accumulate: int = 1) -> tuple[nn.Module, float]:
     x = x.float() / 16
     model = DistributedDataParallel(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
     criterion, optimizer = nn.CrossEntropyLoss(), MomentumKOALA(model.parameters())
-    optimizer.attach(criterion)  # a step averages the loss over the ranks, as DDP does the gradients
+    optimizer.attach()  # a step averages the loss over the ranks, as DDP does the gradients
     optimizer.follow(model)  # evaluation at the filtered point
     for _ in range(3):
         for batch in torch.randperm(1536).split(64):

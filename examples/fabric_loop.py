@@ -1,4 +1,4 @@
-"""Lightning Fabric: attach the criterion before setup, and leave the loop as it is."""
+"""Lightning Fabric: attach before setup, and leave the loop as it is."""
 
 import torch
 from lightning import Fabric
@@ -18,7 +18,7 @@ def train(accumulate: int = 1) -> tuple[nn.Module, float]:
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
     optimizer = MomentumKOALA(model.parameters())
     criterion = nn.CrossEntropyLoss()
-    optimizer.attach(criterion)  # fabric's step passes no loss on
+    optimizer.attach()  # fabric's step passes no loss on
     optimizer.follow(model)  # evaluation at the filtered point
 
     fabric = Fabric(accelerator="cpu")

@@ -50,7 +50,7 @@ def fine_tune(model: LlamaForCausalLM, steps: int = 100, folder: str = "runs/fin
     training, held_out = source[:-128], source[-128:]
 
     optimizer = MomentumKOALA(model.parameters(), lr=0.5)
-    optimizer.attach(model)  # the loss to filter is the model's own, output.loss
+    optimizer.attach()  # the loss to filter is what backward is called on
     schedule = LinearLR(optimizer, 1.0, 0.0, steps)  # of how much of the loss is to go at once
 
     losses = [(measure(model, held_out),) * 2]

@@ -22,7 +22,7 @@ class Digits(LightningModule):
 
     def configure_optimizers(self) -> MomentumKOALA:
         optimizer = MomentumKOALA(self.parameters())
-        optimizer.attach(self.criterion)  # lightning's closure knows the last micro-batch only
+        optimizer.attach()  # lightning's closure knows the last micro-batch only
         optimizer.follow(self.net)  # evaluation at the filtered point
         return optimizer
 

@@ -1,4 +1,4 @@
-"""The Trainer of transformers: attach the model; evaluation, and saving right after it, are at the filtered point."""
+"""The Trainer of transformers: attach; evaluation, and saving right after it, are at the filtered point."""
 
 from pydoc_data.topics import topics
 
@@ -16,7 +16,7 @@ def train(accumulate: int = 1, folder: str = "runs/llama", **options) -> tuple[L
     size = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, **size))
     optimizer = MomentumKOALA(model.parameters())
-    optimizer.attach(model)  # the Trainer passes no loss on; it calls optimizer.eval() and train() by itself
+    optimizer.attach()  # the Trainer passes no loss on; it calls optimizer.eval() and train() by itself
 
     arguments = TrainingArguments(
         folder,
