@@ -250,7 +250,8 @@ def _widened(element: str, dtype: torch.dtype) -> str:
 def _narrowed(name: str, i: int, tape: Tape) -> str:
     dtype = tape.columns[i].dtype
     if dtype == torch.bfloat16:
-        return f"narrow_stochastically({name}, (uint32_t)s_{SALT})" if SALT in tape.scalars else f"narrow({name})"
+        salted = SALT in tape.scalars and not i  # state is rounded to nearest
+        return f"narrow_stochastically({name}, (uint32_t)s_{SALT})" if salted else f"narrow({name})"
     return name if tape.dtypes[name] == dtype else f"({TYPES[dtype]}){name}"
 
 
@@ -267,20 +268,21 @@ class Program:
         self.function = ctypes.CDLL(str(compiled(source(tape)))).run
         self.function.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, ctypes.c_int]
 
-    def __call__(self, columns: list[Any], scalars: list[Tensor]) -> Tensor | None:
-        """Columns: a list of contiguous tensors each, or a vector; what is returned is [tensors, results], float64."""
-        n = len(columns[0])
-        addresses = array("q")
-        for i, column in enumerate(columns):
-            if isinstance(column, Tensor):
-                addresses.extend([column.data_ptr()] * n)
-            elif i in self.idle:
-                addresses.extend([0] * n)
-            else:
-                addresses.extend(map(Tensor.data_ptr, column))
-        sizes, shared = array("q", map(Tensor.numel, columns[0])), array("q", map(Tensor.data_ptr, scalars))
+    def __call__(
+        self, columns: Any, addresses: list[list[int]], sizes: list[int], scalars: list[Tensor]
+    ) -> Tensor | None:
+        """Columns: a list of tensors without gaps each, or a vector, and where they lie; sizes: of the parameters.
+
+        What is returned is [tensors, results], float64.
+        """
+        n = len(sizes)
+        table = array("q")
+        for i, places in enumerate(addresses):
+            # Of a vector there is one address; what is not touched need not be there.
+            table.extend([0] * n if i in self.idle else places if len(places) == n else places * n)
+        lengths, shared = array("q", sizes), array("q", map(Tensor.data_ptr, scalars))
         sums = torch.empty(n, self.results, dtype=torch.float64) if self.results else None
-        tables = (table.buffer_info()[0] for table in (addresses, sizes, shared))
+        tables = (one.buffer_info()[0] for one in (table, lengths, shared))
         if self.function(n, *tables, 0 if sums is None else sums.data_ptr(), torch.get_num_threads()):
             raise MemoryError("no memory is left for the tables of a fused kernel")
         return sums
