@@ -184,8 +184,8 @@ class Program:
         if importlib.util.find_spec("triton") is None:
             raise RuntimeError(NO_TRITON)
         code = source(tape)
-        name = f"{tape.name}_{sha256(code.encode()).hexdigest()[:32]}.py"
-        path = kept(name, lambda path: path.write_text(code, encoding="utf-8"))  # Triton reads source from a file
+        name = f"{tape.name.strip('<>')}_{sha256(code.encode()).hexdigest()[:32]}"
+        path = kept(name, ".py", lambda path: path.write_text(code, encoding="utf-8"))  # Triton reads source from a file
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
