@@ -1,11 +1,14 @@
 """Fused kernels: the tape says what a kernel does, the code made from it does the same, and nothing is made twice."""
 
 import copy
+import ctypes
+import errno
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +193,8 @@ def shared_(p: Tensor, *, a: Tensor) -> None:
     a.mul_(2)
 
 
-def halves_(p: Tensor, g: Tensor) -> None:
-    g.mul_(2)
+def numbers_(p: Tensor, k: Tensor) -> None:
+    k.mul_(2)
 
 
 @pytest.mark.parametrize(
@@ -200,11 +203,11 @@ def halves_(p: Tensor, g: Tensor) -> None:
         (two_passes_, {}, r"^two_passes_ takes two passes"),
         (unknown_, {}, r"^unknown_: sinh .* not in the vocabulary"),
         (shared_, {"a": F64}, r"^shared_ writes to a"),
-        (halves_, {}, r"^halves_ writes to argument 1"),
+        (numbers_, {}, r"^numbers_ writes to argument 1, which is a number"),
     ],
 )
 def test_what_no_loop_over_elements_can_do_is_refused(kernel: Callable[..., Any], scalars: Any, message: str) -> None:
-    columns = [Column(torch.bfloat16, True)] * (2 if kernel is halves_ else 1)
+    columns = [Column(F32, True), *([Column(F32, False)] if kernel is numbers_ else [])]
     with pytest.raises(NotImplementedError, match=message):
         record(kernel, columns, scalars)
 
@@ -286,39 +289,146 @@ def test_a_library_is_compiled_once_for_all_processes(
         _cache.folder.cache_clear()
 
 
-def test_where_the_cache_cannot_be_written_there_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: list[str]) -> Iterator[Path]:
+    """An empty folder for libraries; no program is known."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("FALLLINE_CACHE", str(folder))
+    forget()
+    yield folder
+    forget()
+
+
+def forget() -> None:
+    for kept in (_cache.folder, _cache.spare, _c._compiler, _fused._program):
+        kept.cache_clear()
+
+
+def cool() -> list[float]:
+    """What three weights are after a fused step with gradients of 1."""
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    CoolMomentum([p], lr=0.5, rho_0=0.0, fused=True).step()
+    return p.tolist()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "removed"])
+def test_a_damaged_library_is_made_again(cache: Path, damage: str) -> None:
+    """In a process of its own the loader would read beyond the end of the file, and the system would end it."""
+    assert cool() == [0.75] * 3
+    (library,) = cache.iterdir()
+    whole = library.read_bytes()
+    damaged = {"empty": b"", "cut": whole[: len(whole) // 2], "changed": whole[:-9] + b"x" + whole[-8:]}
+    library.unlink()  # it is loaded here
+    if damage in damaged:
+        library.write_bytes(damaged[damage])
+    forget()
+    assert cool() == [0.75] * 3
+    assert whole in [path.read_bytes() for path in cache.iterdir()]
+
+
+def test_where_the_cache_cannot_be_written_there_is_another(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FALLLINE_CACHE", str(tmp_path / "file" / "cache"))
-    _cache.folder.cache_clear()
-    try:
-        assert _cache.folder().is_dir()
-        assert _cache.folder() != tmp_path / "file" / "cache"
-    finally:
-        _cache.folder.cache_clear()
+    assert _cache.folder().is_dir()
+    assert _cache.folder() != tmp_path / "file" / "cache"
+    assert cool() == [0.75] * 3
+
+
+def test_a_cache_that_fills_up_or_goes_away_is_left(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _cache.folder() == cache
+    cache.rmdir()
+    assert cool() == [0.75] * 3
+    assert not cache.exists()
+    make = _cache._made
+
+    def full(folder: Path, *args: Any) -> Path:
+        if folder == cache:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(folder, *args)
+
+    forget()
+    monkeypatch.setattr(_cache, "_made", full)
+    assert cool() == [0.75] * 3
+    assert list(cache.glob("*")) == []
+
+    forget()
+    monkeypatch.setattr(_cache, "_made", lambda *args: full(cache))
+    with pytest.raises(RuntimeError, match=r"^fused=True cannot keep or load .*No space left.*FALLLINE_CACHE"):
+        cool()
+
+
+def test_a_library_that_may_not_be_loaded_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(f"{path}: failed to map segment from shared object")
+
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    with pytest.raises(RuntimeError, match=r"failed to map segment.*FALLLINE_CACHE"):
+        cool()
+
+
+def compiler(path: Path) -> str:
+    """A compiler at a place of its own, which writes down what it is called with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    real = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    path.write_text(f'#!/bin/sh\necho "$@" >> "$0.log"\nexec {real} "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_cc_may_have_flags_a_launcher_quotes_and_blanks(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain, blank = compiler(tmp_path / "mycc"), compiler(tmp_path / "a place" / "mycc")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    commands = ["mycc", "mycc -pipe", f"  {plain} -pipe -DNAME='a b'", blank, f"'{blank}' -pipe", "env A=1 mycc -pipe"]
+    for i, command in enumerate(commands, 1):
+        monkeypatch.setenv("CC", command)
+        _fused._program.cache_clear()
+        assert cool() == [0.75] * 3
+        assert len(list(cache.iterdir())) == i  # the command is part of what a library is known by
+    log = Path(f"{plain}.log").read_text().splitlines()
+    assert [line.startswith("-pipe") for line in log] == [False, True, True, True]
+    assert "-DNAME=a b" in log[2]
+    assert len(Path(f"{blank}.log").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("mycc", r"CC='mycc' is none: there is no program 'mycc'"),
+        ("mycc -pipe", r"CC='mycc -pipe' is none: there is no program 'mycc'"),
+        ("'mycc", r"is none: No closing quotation"),
+        ("''", r"is none: there is no program ''"),
+        ("env mycc", r"The one that is there, \S*env mycc, fails"),
+        ("cc --no-such-flag", r"cc --no-such-flag, fails:\n.*no-such-flag"),
+        ("true", r"true, fails:\nit ends with 0 and says nothing"),
+    ],
+)
+def test_a_cc_that_is_no_compiler_is_named(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    monkeypatch.setenv("CC", command)
+    with pytest.raises(RuntimeError, match=rf"(?s)^fused=True needs a C compiler.*{message}"):
+        cool()
+    assert list(cache.glob("*")) == []
 
 
 def test_without_a_compiler_one_sentence_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, made: list[str]
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("FALLLINE_CACHE", str(tmp_path))
-    _cache.folder.cache_clear()
-    _c._compiler.cache_clear()
     p = nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
-    try:
-        with pytest.raises(
-            RuntimeError, match=r"^fused=True needs a C compiler, and there is none: install gcc or clang"
-        ):
-            CoolMomentum([p], fused=True).step()
-        monkeypatch.setenv("CC", "/bin/false")
-        with pytest.raises(RuntimeError, match=r"install gcc .*The one that is there, /bin/false, fails"):
-            CoolMomentum([p], fused=True).step()
-        assert p.tolist() == [1.0] * 3
-    finally:
-        _cache.folder.cache_clear()
-        _c._compiler.cache_clear()
+    with pytest.raises(RuntimeError, match=r"^fused=True needs a C compiler, and there is none: install gcc or clang"):
+        CoolMomentum([p], fused=True).step()
+    monkeypatch.setenv("CC", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"install gcc .*The one that is there, /bin/false, fails"):
+        CoolMomentum([p], fused=True).step()
+    assert p.tolist() == [1.0] * 3
 
 
 def test_a_device_without_an_engine_is_refused() -> None:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 from array import array
@@ -250,7 +251,8 @@ def _widened(element: str, dtype: torch.dtype) -> str:
 def _narrowed(name: str, i: int, tape: Tape) -> str:
     dtype = tape.columns[i].dtype
     if dtype == torch.bfloat16:
-        return f"narrow_stochastically({name}, (uint32_t)s_{SALT})" if SALT in tape.scalars else f"narrow({name})"
+        salted = SALT in tape.scalars and not i  # state is rounded to nearest
+        return f"narrow_stochastically({name}, (uint32_t)s_{SALT})" if salted else f"narrow({name})"
     return name if tape.dtypes[name] == dtype else f"({TYPES[dtype]}){name}"
 
 
@@ -258,29 +260,36 @@ class Program:
     """A tape that runs over many tensors.
 
     Raises:
-        RuntimeError: there is no C compiler.
+        RuntimeError: there is no C compiler, or what it makes can neither be kept nor loaded.
     """
 
     def __init__(self, tape: Tape) -> None:
         self.results, self.stores, self.touched = len(tape.results), tape.stores, tape.touched
         self.idle = {i for i, c in enumerate(tape.columns) if c.elements and i not in tape.touched}
-        self.function = ctypes.CDLL(str(compiled(source(tape)))).run
+        try:
+            self.function = ctypes.CDLL(str(compiled(source(tape)))).run
+        except OSError as error:
+            raise RuntimeError(
+                f"fused=True cannot keep or load its compiled code: {error}. Name a folder with room, from which programs "
+                "may run, in the variable FALLLINE_CACHE, or leave fused=False"
+            ) from error
         self.function.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, ctypes.c_int]
 
-    def __call__(self, columns: list[Any], scalars: list[Tensor]) -> Tensor | None:
-        """Columns: a list of contiguous tensors each, or a vector; what is returned is [tensors, results], float64."""
-        n = len(columns[0])
-        addresses = array("q")
-        for i, column in enumerate(columns):
-            if isinstance(column, Tensor):
-                addresses.extend([column.data_ptr()] * n)
-            elif i in self.idle:
-                addresses.extend([0] * n)
-            else:
-                addresses.extend(map(Tensor.data_ptr, column))
-        sizes, shared = array("q", map(Tensor.numel, columns[0])), array("q", map(Tensor.data_ptr, scalars))
+    def __call__(
+        self, columns: Any, addresses: list[list[int]], sizes: list[int], scalars: list[Tensor]
+    ) -> Tensor | None:
+        """Columns: a list of tensors without gaps each, or a vector, and where they lie; sizes: of the parameters.
+
+        What is returned is [tensors, results], float64.
+        """
+        n = len(sizes)
+        table = array("q")
+        for i, places in enumerate(addresses):
+            # Of a vector there is one address; what is not touched need not be there.
+            table.extend([0] * n if i in self.idle else places if len(places) == n else places * n)
+        lengths, shared = array("q", sizes), array("q", map(Tensor.data_ptr, scalars))
         sums = torch.empty(n, self.results, dtype=torch.float64) if self.results else None
-        tables = (table.buffer_info()[0] for table in (addresses, sizes, shared))
+        tables = (one.buffer_info()[0] for one in (table, lengths, shared))
         if self.function(n, *tables, 0 if sums is None else sums.data_ptr(), torch.get_num_threads()):
             raise MemoryError("no memory is left for the tables of a fused kernel")
         return sums
@@ -288,24 +297,43 @@ class Program:
 
 def compiled(code: str) -> Path:
     """The shared library of a program, out of the cache or into it."""
-    compiler = _compiler()
-    key = "\n".join([code, compiler, *FLAGS, _processor()])
+    compiler = _compiler(os.environ.get("CC", ""))
+    key = "\n".join([code, *compiler, *FLAGS, _processor()])
 
     def compile_to(path: Path) -> None:
-        command = [compiler, *FLAGS, "-", "-o", str(path), "-lm"]
-        done = subprocess.run(command, input=code, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{NO_COMPILER}. The one that is there, {compiler}, fails:\n{done.stderr[-2000:]}")
+        command = [*compiler, *FLAGS, "-", "-o", str(path), "-lm"]
+        try:
+            done = subprocess.run(command, input=code, capture_output=True, text=True)
+        except OSError as error:
+            failure = str(error)
+        else:
+            if not done.returncode and path.exists():
+                return
+            failure = done.stderr[-2000:] or f"it ends with {done.returncode} and says nothing"
+        raise RuntimeError(f"{NO_COMPILER}. The one that is there, {shlex.join(compiler)}, fails:\n{failure}")
 
-    return kept(f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so", compile_to)
+    return kept(hashlib.sha256(key.encode()).hexdigest()[:32], ".so", compile_to)
 
 
 @functools.cache
-def _compiler() -> str:
-    for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        found = name and shutil.which(name)
-        if found:
-            return found
+def _compiler(named: str) -> list[str]:
+    """The words of the command: of ``named``, the variable CC, which may hold flags or a launcher, or the usual ones."""
+    if named.strip():
+        try:
+            words = [named] if shutil.which(named) else shlex.split(named)  # a path may have blanks
+            program, why = shutil.which(words[0]), f"there is no program {words[0]!r}"
+        except ValueError as error:
+            program, why = None, str(error)
+        if program is None:
+            raise RuntimeError(
+                f"fused=True needs a C compiler, and CC={named!r} is none: {why}. Name one there, take CC away, or leave "
+                "fused=False"
+            )
+        return [program, *words[1:]]
+    for name in ("cc", "gcc", "clang"):
+        program = shutil.which(name)
+        if program:
+            return [program]
     raise RuntimeError(NO_COMPILER)
 
 

@@ -1,19 +1,20 @@
 """How a kernel of one tensor runs over many: in a loop, or fused into one pass over all elements.
 
 A kernel is a function of one parameter and whatever belongs to it (gradient, state, numbers of its own), in that order,
-and of keyword scalars that all tensors share. It ends in ``_`` if it writes; then it writes to its parameter and its
-state in place, never to the gradient. It may return a tuple of sums.
+and of keyword scalars that all tensors share. It may write to its parameter and its state in place, and is then called
+something with ``_`` at the end, as in torch; never to the gradient. It may return a tuple of sums.
 """
 
 import functools
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._fused import Kernel, Lists, launch
+from ._fused import PLAIN, Kernel, Lists, launch, name_of, rows_of
 from ._tape import HALF
 
 BLOCK = 1 << 18  # elements that an eager kernel takes at once on the CPU
@@ -40,19 +41,11 @@ def run(
         The sums that the kernel returns: [tensors, sums], float64 where fused; None if it returns none.
 
     Raises:
+        Misfit: a tensor has another shape than its parameter.
         RuntimeError: ``fused``, and there is no compiler, or none for the device.
     """
-    if fused:
-        return launch(kernel, lists, scalars, salt)
-    sums, counts = [], []
-    for row in zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True):
-        blocks = _blocks(row)
-        sums += [_one(kernel, block, scalars, salt) for block in blocks]
-        counts.append(len(blocks))
-    if not sums[0]:
-        return None
-    table = torch.stack([value for row in sums for value in row]).view(len(sums), -1)
-    return table if len(table) == len(counts) else _joined(table, counts, maxima)
+    eager = functools.partial(_eager, kernel, scalars, maxima, salt)
+    return launch(kernel, lists, scalars, salt, eager) if fused else eager(lists)
 
 
 def squared_norm(t: Tensor) -> Tensor:
@@ -97,10 +90,29 @@ def call(function: Kernel, tensors: Sequence[Tensor], scalars: dict[str, Tensor]
         return _graph(function)(*tensors, **scalars)
 
 
+def _eager(kernel: Kernel, scalars: dict[str, Any], maxima: int, salt: Tensor | None, lists: Lists) -> Tensor | None:
+    sums, counts = [], []
+    for row in rows_of(kernel, lists):
+        blocks = _blocks(row)
+        try:
+            sums += [_one(kernel, block, scalars, salt) for block in blocks]
+        except Exception as error:
+            p = row[0]
+            error.add_note(f"in {name_of(kernel)}, of a {type(p).__name__} of shape {tuple(p.shape)} and {p.dtype}")
+            raise
+        counts.append(len(blocks))
+    if not sums[0]:
+        return None
+    table = torch.stack([value for row in sums for value in row]).view(len(sums), -1)
+    return table if len(table) == len(counts) else _joined(table, counts, maxima)
+
+
 def _blocks(row: tuple[Tensor, ...]) -> Sequence[tuple[Tensor, ...]]:
     """A large tensor piece by piece: what is computed on the way stays in the cache and is not paged in anew."""
     p = row[0]
-    if p.device.type != "cpu" or p.numel() <= BLOCK or not all(t.is_contiguous() for t in row):
+    if p.numel() <= BLOCK or p.device.type != "cpu" or not PLAIN.issuperset(map(type, row)):
+        return [row]
+    if not all(t.is_contiguous() for t in row):
         return [row]
     n = -(-p.numel() // BLOCK)
     return list(zip(*(t.view(-1).split(BLOCK) if t.dim() else [t] * n for t in row), strict=True))
@@ -114,13 +126,19 @@ def _joined(table: Tensor, counts: list[int], maxima: int) -> Tensor:
 
 
 def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any], salt: Tensor | None) -> Any:
-    p = tensors[0]
-    if not any(t.dtype in HALF for t in tensors):
+    halves = [i for i, t in enumerate(tensors) if t.dtype in HALF]
+    if not halves:
         return kernel(*tensors, **scalars)
-    wide = [t.float() if t.dtype in HALF else t for t in tensors]  # half precision: arithmetic in float32
+    wide = list(tensors)  # half precision: arithmetic in float32
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():  # there is no version
+        for i in halves:
+            wide[i] = tensors[i].float()
+        versions = [wide[i]._version for i in halves]
     sums = kernel(*wide, **scalars)
-    if kernel.__name__.endswith("_") and p.dtype in HALF:  # state is float32 already and was written in place
-        p.copy_(wide[0] if salt is None or p.dtype != torch.bfloat16 else stochastically(wide[0], salt))
+    for i, version in zip(halves, versions, strict=True):
+        if wide[i]._version != version:  # what the kernel wrote to, parameter or state
+            rounded = salt is not None and not i and tensors[i].dtype == torch.bfloat16
+            tensors[i].copy_(stochastically(wide[i], salt) if rounded else wide[i])
     return sums
 
 

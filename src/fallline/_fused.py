@@ -2,62 +2,288 @@
 
 A program is made for a kernel and the dtypes of its arguments, once a process: other shapes, more tensors, a gradient
 that is missing or a changed scalar are other tables for the same program.
+
+A program trusts addresses. So every launch goes through :func:`launch`, and nothing passes but plain tensors that have
+memory, lie where their parameter lies and are shaped like it. The rest runs as without ``fused``, or is refused.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import _c, _triton
-from ._tape import SALT, Column, record
+from ._tape import HALF, SALT, Column, record
 
 Kernel = Callable[..., Any]
 Lists = Sequence[Sequence[Tensor] | Tensor]
+Eager = Callable[[Lists], Tensor | None]
+
+PLAIN = frozenset({Tensor, Parameter})  # a subclass may have no memory, or another view of what is in it
+ENGINES = ("cpu", "cuda")
 
 
-def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any], salt: Tensor | None = None) -> Tensor | None:
+class Misfit(RuntimeError):
+    """A tensor that a kernel cannot take.
+
+    Attributes:
+        column: the number of the argument, or the name of a scalar.
+        tensor: the parameter that it belongs to.
+        what: the rest of a sentence that begins with the tensor's name.
+    """
+
+    def __init__(self, kernel: Kernel, column: int | str, tensor: Tensor | None, what: str) -> None:
+        super().__init__(f"{name_of(kernel)}: argument {column} {what}")
+        self.column, self.tensor, self.what = column, tensor, what
+
+
+@dataclass(slots=True, eq=False)
+class Known:
+    """What a look at the tensors of a list has found. It holds while they have the same addresses."""
+
+    addresses: list[int]
+    sizes: list[int]
+    """Elements, of parameters alone."""
+
+    shapes: list[torch.Size]
+    dtypes: list[torch.dtype]
+    kinds: set[torch.dtype]
+    devices: set[int]
+    strides: list[tuple[int, ...]] | None
+    """Unless all lie row by row."""
+
+    apart: dict[tuple[int, ...], list["Known"]] = field(default_factory=dict)
+    """Of parameters: columns no two tensors of which share memory, and what was known of them then."""
+
+    parts: dict[tuple[int, ...], "Known"] = field(default_factory=dict)
+    """The same of some of the tensors."""
+
+
+class Tensors(list[Tensor]):
+    """A list that keeps what is known of it, for another look at a thousand tensors is seen in a step's time."""
+
+    known: Known | None = None
+
+
+def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any], salt: Tensor | None, eager: Eager) -> Tensor | None:
     """Apply ``kernel`` to every row of ``lists``, as :func:`fallline._foreach.run` says; sums are float64.
 
+    Args:
+        eager: the same without a program, for rows that none can take.
+
     Raises:
+        Misfit: a tensor has another shape than its parameter, or elements that share memory and are to be written.
         RuntimeError: no compiler is there, or none for the device.
     """
-    kinds = [[x.dtype] if isinstance(x, Tensor) else list({t.dtype for t in x}) for x in lists]
-    if all(len(kind) == 1 for kind in kinds):
-        return _launch(kernel, lists, [kind[0] for kind in kinds], scalars, salt)
+    device = lists[0][0].device
+    if device.type not in ENGINES:
+        raise RuntimeError(
+            f"fused=True makes code for the CPU and for CUDA, not for {device.type!r}: leave fused=False there"
+        )
+    known = _alike(lists)
+    if known is not None and all(len(k.kinds) == 1 for k in known):
+        return _launch(kernel, lists, known, scalars, salt, eager)
 
     # Weights in half precision beside norms in float32, say: a launch for each kind of row.
+    kinds: list[Hashable]
+    if known is None:
+        kinds = [_kind(row) for row in rows_of(kernel, lists)]
+    else:
+        n = len(lists[0])
+        kinds = list(zip(*(k.dtypes if len(k.dtypes) == n else k.dtypes * n for k in known), strict=True))
+
+    def act(kind: Hashable, rows: list[int], some: Lists) -> Tensor | None:
+        if kind is None:
+            return eager(some)
+        return _launch(kernel, some, _some(known, rows, some), scalars, salt, eager)
+
+    return _by(kinds, lists, act)
+
+
+def rows_of(kernel: Kernel, lists: Lists) -> list[tuple[Tensor, ...]]:
+    """A parameter and what belongs to it, for each.
+
+    Raises:
+        Misfit: a tensor has another shape than its parameter.
+    """
+    rows = list(zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True))
+    for p, *others in rows:
+        shape = p.shape
+        for i, t in enumerate(others, 1):
+            if not isinstance(t, Tensor):
+                raise Misfit(kernel, i, p, f"is no tensor, but a {type(t).__name__}")
+            if t.shape != shape and t.dim():
+                what = f"has the shape {tuple(t.shape)}, and the parameter has {tuple(shape)}"
+                raise Misfit(kernel, i, p, what)
+    return rows
+
+
+def name_of(kernel: Kernel) -> str:
+    """What a kernel is called."""
+    return getattr(kernel, "__name__", type(kernel).__name__)
+
+
+def _by(
+    keys: Sequence[Hashable], lists: Lists, act: Callable[[Hashable, list[int], Lists], Tensor | None]
+) -> Tensor | None:
+    """Act on the rows of one key at a time; sums come back in the order of rows."""
     columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]
-    kind_of = [tuple(t.dtype for t in row) for row in zip(*columns, strict=True)]
     sums: dict[int, Tensor] = {}
-    for kind in dict.fromkeys(kind_of):
-        rows = [i for i, other in enumerate(kind_of) if other == kind]
+    for key in dict.fromkeys(keys):
+        rows = [i for i, other in enumerate(keys) if other == key]
         chosen = [[x[i] for i in rows] for x in columns]  # not by an index, which a GPU would wait for
         together = [torch.stack(x) if isinstance(whole, Tensor) else x for x, whole in zip(chosen, lists, strict=True)]
-        some = _launch(kernel, together, kind, scalars, salt)
+        some = act(key, rows, together)
         if some is not None:
-            sums |= zip(rows, some.unbind(), strict=True)
+            sums |= zip(rows, some.double().unbind(), strict=True)
     return torch.stack([sums[i] for i in sorted(sums)]) if sums else None
 
 
+# -- the guard -------------------------------------------------------------------------------------------------------
+
+
+def _alike(lists: Lists) -> list[Known] | None:
+    """What is known of each list, if a program can take all rows, perhaps dtype by dtype; else None."""
+    found = []
+    for i, x in enumerate(lists):
+        known = _known([x] if isinstance(x, Tensor) else x, parameters=not i)
+        if known is None:
+            return None
+        found.append(known)
+    first, n = found[0], len(lists[0])
+    shaped = any(first.shapes)
+    if len(first.devices) > 1:
+        return None
+    for x, known in zip(lists, found, strict=True):
+        if known.devices != first.devices:
+            return None
+        if isinstance(x, Tensor):
+            if x.shape != (n,):
+                return None
+        elif known.shapes is not first.shapes:
+            if known.shapes == first.shapes:
+                known.shapes = first.shapes  # the next time it is the same
+            elif len(x) != n or not shaped or any(known.shapes):
+                return None
+    return found
+
+
+def _known(ts: Sequence[Tensor], parameters: bool) -> Known | None:
+    """What there is to know of tensors; None if one has no memory that a program can read."""
+    if not PLAIN.issuperset(map(type, ts)):
+        return None
+    try:
+        addresses = list(map(Tensor.data_ptr, ts))
+        sizes = list(map(Tensor.numel, ts)) if parameters else []
+        strides = None if all(map(Tensor.is_contiguous, ts)) else list(map(Tensor.stride, ts))
+        old = ts.known if isinstance(ts, Tensors) else None
+        if old is not None and addresses == old.addresses and strides == old.strides and sizes == old.sizes:
+            return old
+        shapes, dtypes = [t.shape for t in ts], [t.dtype for t in ts]
+    except RuntimeError:  # sparse, nested, of a transform
+        return None
+    kinds = set(dtypes)
+    if not kinds <= _c.TYPES.keys() or any(map(Tensor.is_neg, ts)):
+        return None
+    if 0 in addresses and any(not a and s.numel() for a, s in zip(addresses, shapes, strict=True)):
+        return None
+    known = Known(addresses, sizes, shapes, dtypes, kinds, set(map(Tensor.get_device, ts)), strides)
+    if isinstance(ts, Tensors):
+        ts.known = known
+    return known
+
+
+def _kind(row: tuple[Tensor, ...]) -> Hashable:
+    """Of a row that a program can take: rows of one kind can be taken together. None of any other."""
+    known = _known(row, parameters=False)
+    if known is None or len(known.devices) > 1:
+        return None
+    return tuple(known.devices), tuple(known.dtypes), tuple(map(bool, known.shapes))
+
+
+def _some(known: list[Known] | None, rows: Sequence[int], lists: Lists) -> list[Known]:
+    """What is known of some of the rows, of which ``lists`` was made."""
+    key, found = tuple(rows), []
+    for i, x in enumerate(lists):
+        whole = None if known is None or isinstance(x, Tensor) else known[i]
+        one = None if whole is None else whole.parts.get(key)
+        if one is None:
+            one = _known([x] if isinstance(x, Tensor) else x, parameters=not i)
+            assert one is not None, i
+            if whole is not None:
+                whole.parts[key] = one
+        found.append(one)
+    return found
+
+
+def _strays(kernel: Kernel, lists: Lists, known: list[Known], stores: Sequence[int]) -> set[int]:
+    """Rows with a tensor to write that shares memory with another one: the order of writing counts for them."""
+    apart, written = known[0].apart, [known[i] for i in stores]
+    seen = apart.get(tuple(stores))
+    if seen is not None and all(map(operator.is_, seen, written)):
+        return set()
+    strays, spans = set(), []
+    for i in stores:
+        for k, (t, start) in enumerate(zip(lists[i], known[i].addresses, strict=True)):
+            length = t.numel()
+            if length > 1 and not t.is_contiguous():
+                length = 1
+                for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+                    if size > 1:
+                        if not stride:
+                            raise Misfit(kernel, i, lists[0][k], f"repeats elements (strides {t.stride()}): write none")
+                        if stride < length:
+                            strays.add(k)
+                        length += stride * (size - 1)
+            spans.append((start, start + length * t.element_size(), k))
+    spans.sort()
+    end, owner = 0, 0
+    for start, stop, k in spans:
+        if start < end:
+            strays |= {owner, k}
+        if stop > end:
+            end, owner = stop, k
+    if not strays:
+        apart[tuple(stores)] = written
+    return strays
+
+
 def _launch(
-    kernel: Kernel, lists: Lists, dtypes: Sequence[torch.dtype], scalars: dict[str, Any], salt: Tensor | None
+    kernel: Kernel, lists: Lists, known: list[Known], scalars: dict[str, Any], salt: Tensor | None, eager: Eager
 ) -> Tensor | None:
-    device, params = lists[0][0].device, lists[0]
-    if salt is not None and dtypes[0] == torch.bfloat16 and kernel.__name__.endswith("_"):
-        scalars = {**scalars, SALT: salt}
-    shared = {name: _tensor(value, device) for name, value in scalars.items() if value is not None}
-    types = tuple((name, shared[name].dtype if name in shared else None) for name in scalars)
-    shaped = any(p.dim() for p in params)
+    """Rows of one kind."""
+    device, shaped = lists[0][0].device, any(known[0].shapes)
     columns = []
-    for x, dtype in zip(lists, dtypes, strict=True):
+    for x, k in zip(lists, known, strict=True):
         together = isinstance(x, Tensor)
-        columns.append(Column(dtype, not (together or (shaped and all(t.dim() == 0 for t in x))), together))
+        columns.append(Column(k.dtypes[0], not (together or (shaped and not any(k.shapes))), together))
+    if salt is not None and columns[0].dtype == torch.bfloat16:
+        scalars = {**scalars, SALT: salt}
+    shared = {name: _scalar(kernel, name, value, device) for name, value in scalars.items() if value is not None}
+    types = tuple((name, shared[name].dtype if name in shared else None) for name in scalars)
     program = _program(kernel, tuple(columns), types, device.type)
-    flat, copies = _flat(lists, columns, program.touched)
-    sums: Tensor | None = program(flat, list(shared.values()))
+
+    strays = _strays(kernel, lists, known, list(program.stores))
+    if strays:
+
+        def act(stray: Hashable, rows: list[int], some: Lists) -> Tensor | None:
+            if stray:
+                return eager(some)
+            return _launch(kernel, some, _some(known, rows, some), scalars, salt, eager)
+
+        return _by([i in strays for i in range(len(lists[0]))], lists, act)
+
+    flat, copies = lists, []
+    addresses = [k.addresses for k in known]
+    if any(k.strides for k in known):
+        flat, copies = _flat(lists, columns, program.touched)
+        addresses = [list(map(Tensor.data_ptr, [x] if isinstance(x, Tensor) else x)) for x in flat]
+    sums: Tensor | None = program(flat, addresses, known[0].sizes, list(shared.values()))
     for i, t, copy in copies:
         if i in program.stores:
             t.copy_(copy)
@@ -68,8 +294,6 @@ def _launch(
 
 def _flat(lists: Lists, columns: Any, touched: Any) -> tuple[Lists, list[tuple[int, Tensor, Tensor]]]:
     """Lists whose rows lie alike in memory, without gaps; and the copies made for that: column, tensor, its copy."""
-    if all(all(map(Tensor.is_contiguous, (x,) if isinstance(x, Tensor) else x)) for x in lists):
-        return lists, []
     flat = [x.contiguous() if isinstance(x, Tensor) else list(x) for x in lists]
     copies = []
     for k in range(len(lists[0])):
@@ -93,18 +317,19 @@ def _without_gaps(t: Tensor) -> bool:
     return True
 
 
-def _tensor(value: Any, device: torch.device) -> Tensor:
-    """A number on the device, without a copy from the host, which would wait."""
-    if isinstance(value, Tensor):
-        return value
-    return torch.full((), value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
+def _scalar(kernel: Kernel, name: str, value: Any, device: torch.device) -> Tensor:
+    """A number on the device, without a copy from the host, which would wait, unless it lies there."""
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
+    if type(value) not in PLAIN or value.numel() != 1 or value.is_complex():
+        raise Misfit(kernel, name, None, f"is no real number, but a {type(value).__name__} of {tuple(value.shape)}")
+    if value.device != device or value.is_neg() or value.dtype not in _c.TYPES or value.dtype in HALF:
+        exact = torch.float64 if value.is_floating_point() else torch.int64
+        value = value.to(device, exact).resolve_neg()
+    return value
 
 
 @functools.cache
 def _program(kernel: Kernel, columns: tuple[Column, ...], types: Any, device: str) -> Any:
     tape = record(kernel, columns, dict(types))
-    if device == "cpu":
-        return _c.Program(tape)
-    if device == "cuda":
-        return _triton.Program(tape)
-    raise RuntimeError(f"fused=True makes code for the CPU and for CUDA, not for {device!r}: leave fused=False there")
+    return (_c if device == "cpu" else _triton).Program(tape)

@@ -1,8 +1,9 @@
 """The base class: parameter groups, their state and the shared scalars in; lists of tensors for kernels out."""
 
 import inspect
+import operator
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
 
 from ._foreach import run, squared_norm
-from ._fused import Kernel
+from ._fused import Kernel, Misfit, Tensors
 from ._shards import local, over_shards
 from ._tape import HALF
 
@@ -83,7 +84,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _each(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> None:
         """Run ``kernel`` over the group's parameters and the given lists (a 1-D tensor is a list of scalars)."""
-        run(kernel, [t.params, *lists], scalars, t.fused, salt=_salt(t))
+        self._run(kernel, t, lists, scalars)
 
     def _sums(
         self, kernel: Kernel, t: SimpleNamespace, *lists: Any, maxima: int = 0, **scalars: Any
@@ -93,9 +94,34 @@ class Optimizer(torch.optim.Optimizer):
         What the kernel returns must add up over the elements: squares and dot products, never norms. Only the last
         ``maxima`` of them are maxima.
         """
-        sums = run(kernel, [t.params, *lists], scalars, t.fused, maxima, _salt(t))
+        sums = self._run(kernel, t, lists, scalars, maxima)
         assert sums is not None, kernel
         return over_shards(sums.to(t.skipped.device, _precision(t.skipped.device)), t.owners, maxima).unbind(1)
+
+    def _run(
+        self, kernel: Kernel, t: SimpleNamespace, lists: Sequence[Any], scalars: dict[str, Any], maxima: int = 0
+    ) -> Tensor | None:
+        try:
+            return run(kernel, [t.params, *lists], scalars, t.fused, maxima, _salt(t))
+        except Misfit as misfit:
+            column, what = misfit.column, misfit.what
+            if isinstance(column, int):
+                x = [t.params, *lists][column]
+                known = {id(value): name for name, value in vars(t).items()}
+                column = {"params": "parameter", "grads": "gradient"}.get(
+                    known.get(id(x), ""), known.get(id(x), f"argument {column} of {kernel.__name__}")
+                )
+            raise RuntimeError(f"{type(self).__name__}: {column}{self._whose(t, misfit.tensor)} {what}") from None
+
+    def _whose(self, t: SimpleNamespace, p: Tensor | None) -> str:
+        """Which parameter of a group's view this is."""
+        place = next((i for i, other in enumerate(t.params) if other is p), None)
+        if place is None:
+            return ""
+        group, owner = self.param_groups[t.index], t.owners[place]
+        number = next(i for i, other in enumerate(group["params"]) if other is owner)
+        name = f" ({group['param_names'][number]})" if "param_names" in group else ""
+        return f" of parameter {number}{name} in group {t.index}"
 
     def _finite(self, groups: list[SimpleNamespace]) -> Tensor:
         """0-D bool: no gradient holds a NaN or an infinity, or a norm whose square overflows."""
@@ -229,17 +255,31 @@ class Optimizer(torch.optim.Optimizer):
             if ps:
                 if group["skipped"].device != ps[0].device:  # the model was moved after the optimizer was made
                     self._move(ps[0].device)
-                fresh = [p for p in ps if p not in self.state]
-                if fresh:
-                    self._allocate(fresh, group)
-                states = [self.state[p] for p in ps]
-                state = {name: local([own[name] for own in states]) for name in self._listed(ps[0])}
+                states = list(map(self.state.get, ps))
+                if None in states:
+                    self._allocate([p for p, own in zip(ps, states, strict=True) if own is None], group)
+                    states = [self.state[p] for p in ps]
+                real = not any(map(Tensor.is_complex, ps))
+                state = {name: local([own[name] for own in states], real=real) for name in self._listed(ps[0])}
                 view = SimpleNamespace(**{**group, **state})
-                view.index, view.owners, view.params, view.grads = i, ps, local(ps), local(gs, ps)
+                view.index, view.owners, view.params, view.grads = i, ps, local(ps, real=real), local(gs, ps, real=real)
                 if group["maximize"]:
                     view.grads = [-g for g in view.grads]
+                if group["fused"]:
+                    for name in ("params", "grads", *state):
+                        setattr(view, name, self._as_known((i, name), getattr(view, name)))
                 views.append(view)
         return views
+
+    def _as_known(self, key: tuple[int | str, ...], ts: list[Tensor]) -> list[Tensor]:
+        """The list of the last step if it holds the same tensors, so that they need not be looked at again."""
+        kept: dict[tuple[int | str, ...], Tensors] = self.__dict__.setdefault("_kept", {})  # a copy begins anew
+        old = kept.get(key)
+        if old is None or len(old) != len(ts) or not all(map(operator.is_, old, ts)):
+            old = Tensors(ts)
+            if key[-1] != "grads":  # which must be free to go
+                kept[key] = old
+        return old
 
     def _shared(self) -> SimpleNamespace:
         first = self.param_groups[0]

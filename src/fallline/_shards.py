@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def local(ts: Sequence[Tensor], like: Sequence[Tensor] | None = None) -> list[Tensor]:
+def local(ts: Sequence[Tensor], like: Sequence[Tensor] | None = None, *, real: bool = False) -> list[Tensor]:
     """What this rank holds of each tensor, as a real tensor that shares its memory.
 
     Gradients are laid out ``like`` their parameters: backward leaves that of a replicated weight as a sum yet to be
-    taken over the ranks, where these saw different positions of a sequence.
+    taken over the ranks, where these saw different positions of a sequence. ``real``: none of the tensors is complex.
     """
     if _any_sharded(ts):
         ts = [
             t if (shard := _sharded(t)) is None else _laid_out(shard, p).to_local()
             for t, p in zip(ts, like or ts, strict=True)
         ]
-    if any(map(Tensor.is_complex, ts)):
-        ts = [torch.view_as_real(t) if t.is_complex() else t for t in ts]
+    if not real and any(map(Tensor.is_complex, ts)):
+        ts = [torch.view_as_real(t if like is None else t.resolve_conj()) if t.is_complex() else t for t in ts]
     return list(ts)
 
 

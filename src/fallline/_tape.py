@@ -109,7 +109,7 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
         NotImplementedError: the kernel leaves the vocabulary, or takes two passes.
     """
     used = {name: dtype for name, dtype in scalars.items() if dtype is not None}
-    tape = Tape(kernel.__name__, list(columns), used)
+    tape = Tape(getattr(kernel, "__name__", type(kernel).__name__), list(columns), used)
     recorder = _Recorder(tape)
     inputs = [
         recorder.argument(f"x{i}", torch.float32 if c.dtype in HALF else c.dtype, INSIDE if c.elements else BEFORE)
@@ -121,8 +121,8 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
     tape.results = [recorder.name(t) for t in results or ()]
     changed = {i: recorder.name(t) for i, t in enumerate(inputs) if recorder.name(t) != f"x{i}"}
     for i in changed:
-        if not columns[i].elements or (i and columns[i].dtype in HALF):
-            raise NotImplementedError(f"{tape.name} writes to argument {i}, a number or in half precision")
+        if not columns[i].elements:
+            raise NotImplementedError(f"{tape.name} writes to argument {i}, which is a number")
     for name, value in shared.items():
         if recorder.name(value) != f"s_{name}":
             raise NotImplementedError(f"{tape.name} writes to {name}, which all tensors share")

@@ -143,7 +143,7 @@ def source(tape: Tape) -> str:
             inside.append(_statement(op, tape))
     for i, stored in tape.stores.items():
         narrow = f"{stored}.to({TYPES[tape.columns[i].dtype]})"
-        if SALT in tape.scalars and tape.columns[i].dtype == torch.bfloat16:
+        if SALT in tape.scalars and not i and tape.columns[i].dtype == torch.bfloat16:
             narrow = f"narrow_stochastically({stored}, s_{SALT})"
         inside.append(f"store(c{i} + i, {narrow}, inside, MASKED)")
 
@@ -184,8 +184,8 @@ class Program:
         if importlib.util.find_spec("triton") is None:
             raise RuntimeError(NO_TRITON)
         code = source(tape)
-        name = f"{tape.name}_{sha256(code.encode()).hexdigest()[:32]}.py"
-        path = kept(name, lambda path: path.write_text(code, encoding="utf-8"))  # Triton reads source from a file
+        name = f"{tape.name.strip('<>')}_{sha256(code.encode()).hexdigest()[:32]}"
+        path = kept(name, ".py", lambda path: path.write_text(code, encoding="utf-8"))  # Triton reads source from a file
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
@@ -198,13 +198,18 @@ class Program:
         self.tables: OrderedDict[bytes, _Table] = OrderedDict()
         self.captured: list[_Table] = []
 
-    def __call__(self, columns: list[Any], scalars: list[Tensor]) -> Tensor | None:
-        """Columns: a list of contiguous tensors each, or a vector; what is returned is [tensors, results], float64."""
-        n, device = len(columns[0]), columns[0][0].device
-        addresses = array("q")
-        for i, column in enumerate(columns):
-            addresses.extend(map(Tensor.data_ptr, column) if i in self.addressed else [0] * n)
-        table = self._table(addresses, array("q", map(Tensor.numel, columns[0])), device)
+    def __call__(
+        self, columns: Any, addresses: list[list[int]], sizes: list[int], scalars: list[Tensor]
+    ) -> Tensor | None:
+        """Columns: a list of tensors without gaps each, or a vector, and where they lie; sizes: of the parameters.
+
+        What is returned is [tensors, results], float64.
+        """
+        n, device = len(sizes), columns[0][0].device
+        places = array("q")
+        for i, column in enumerate(addresses):
+            places.extend(column if i in self.addressed else [0] * n)
+        table = self._table(places, array("q", sizes), device)
         vectors = [columns[i].view(torch.int8) if columns[i].dtype == torch.bool else columns[i] for i in self.vectors]
         numbers = torch.stack([s.to(torch.float64) for s in scalars]) if scalars else table.first
         partials = torch.empty(max(table.blocks * self.sums, 1), dtype=torch.float64, device=device)

@@ -242,10 +242,13 @@ class MetricKOALA(KOALA):
             kinds = [_kind(p, view.metric) for p in view.owners]
             for kind in sorted(set(kinds)):
                 mine = [i for i, other in enumerate(kinds) if other == kind]
+                part = SimpleNamespace(**vars(view), kind=kind)
                 lists = {name: [ts[i] for i in mine] for name, ts in vars(view).items() if name in PER_TENSOR}
-                views.append(SimpleNamespace(**{**vars(view), **lists}, kind=kind))
                 if kind == "adam":
-                    views[-1].second_moment = local([self.state[p]["second_moment"] for p in views[-1].owners])
+                    lists["second_moment"] = local([self.state[p]["second_moment"] for p in lists["owners"]])
+                for name, ts in lists.items():
+                    setattr(part, name, self._as_known((view.index, kind, name), ts) if view.fused else ts)
+                views.append(part)
         return views
 
     def _listed(self, p: Tensor) -> tuple[str, ...]:
