@@ -1,5 +1,6 @@
 """The base class: parameter groups, their state and the shared scalars in; lists of tensors for kernels out."""
 
+import functools
 import inspect
 import operator
 import sys
@@ -10,10 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
+from torch.nn.parameter import is_lazy
 
+from ._checkpoint import fitted
 from ._foreach import run, squared_norm
 from ._fused import Kernel, Misfit, Tensors
-from ._shards import local, over_shards
+from ._shards import _sharded, local, over_shards
 from ._tape import HALF
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -41,6 +44,7 @@ class Optimizer(torch.optim.Optimizer):
     _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # `callable` among them admits any
     # Settings with one value for all groups.
     _whole: ClassVar[frozenset[str]] = frozenset({"skip_nonfinite", "stochastic_rounding", "fused"})
+    _words: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # what shared values that are words may be
     _separable = False  # whether a step on some of the parameters is that part of the step on all
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
@@ -55,7 +59,7 @@ class Optimizer(torch.optim.Optimizer):
                 "ZeroRedundancyOptimizer gives each rank some of them: shard the model with FSDP2 "
                 "(torch.distributed.fsdp.fully_shard) instead"
             )
-        super().__init__(params, defaults)
+        super().__init__(params, {name: plain(value) for name, value in defaults.items()})
 
     # -- what a method writes ---------------------------------------------------------------------------------
 
@@ -68,9 +72,21 @@ class Optimizer(torch.optim.Optimizer):
         for p in params:
             self.state[p] = self._init_state(p, group)
 
+    def _wanted(self, p: Tensor, group: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+        """What a checkpoint must have as the state of ``p``, and what it may have: tensors like these (on meta)."""
+        try:
+            like = p if _sharded(p) is not None else torch.empty_like(p, device="meta", requires_grad=False)
+            return self._init_state(like, group), {}
+        except (RuntimeError, NotImplementedError):  # a method that reads the parameter
+            return self._init_state(p, group), {}
+
     def _listed(self, p: Tensor) -> Iterable[str]:
         """Names of the state that every parameter of a group has: ``_update`` finds them as lists."""
         return list(self.state[p])
+
+    def _read(self, owners: dict[Any, Any], states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+        """A checkpoint's states by number, as they are written today. ``owners``: parameter, group, saved, name."""
+        return states
 
     def _init_shared(self) -> dict[str, Any]:
         """Shared values at the start: floats and ints become device scalars, strings and bools stay as they are."""
@@ -150,6 +166,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: a gradient is sparse, parameters are on several devices, or this is within a transform of
                 torch.func; nothing has moved.
+            ValueError: a setting was changed to something outside its range, as ``lr`` by a schedule that ran past its
+                end; nothing has moved. (A tensor's value is not read: an ``lr`` below 0 or not finite counts as 0.)
             TypeError: ``closure`` is no function, but perhaps the loss.
         """
         value = None
@@ -164,6 +182,7 @@ class Optimizer(torch.optim.Optimizer):
                 )
             with torch.enable_grad():
                 value = closure()
+        self._check_again()
         groups = self._groups(lambda p: p.grad is not None)
         if groups:
             self._round_anew()
@@ -177,7 +196,15 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: a setting is outside its range, or differs from the optimizer's where it must not.
             RuntimeError: the parameters are pieces that FSDP's first version made.
         """
-        self._check({**self.defaults, **param_group})
+        param_group.update({name: plain(value) for name, value in param_group.items() if name in self.defaults})
+        settings = {**self.defaults, **param_group}
+        self._check(settings)
+        for name in self._whole:
+            if settings[name] != self.defaults[name]:
+                raise ValueError(
+                    f"{name}={settings[name]!r} in a parameter group: it is one for the whole optimizer, "
+                    f"here {self.defaults[name]!r}"
+                )
         super().add_param_group(param_group)
         params = self.param_groups[-1]["params"]
         if self._coupled(self.defaults) and any(getattr(p, "_fsdp_flattened", False) for p in params):
@@ -192,8 +219,9 @@ class Optimizer(torch.optim.Optimizer):
             group.update({name: _scalar(value, device) for name, value in self._init_shared().items()})
         else:
             group.update({name: first[name] for name in self._init_shared()})
-        try:  # a frozen parameter costs no memory; it gets its state with its first gradient
-            self._allocate([p for p in group["params"] if p.requires_grad], group)
+        try:  # a frozen parameter costs no memory, a lazy one has no shape: they get their state with a first gradient
+            new = [p for p in dict.fromkeys(group["params"]) if p.requires_grad and not is_lazy(p)]
+            self._allocate(new, group)
         except BaseException:
             self.param_groups.pop()
             raise
@@ -207,42 +235,61 @@ class Optimizer(torch.optim.Optimizer):
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but state keeps its own precision, and everything is copied from ``state_dict``."""
-        before = self.param_groups
-        dtypes = {p: {name: t.dtype for name, t in self.state[p].items()} for p in self.state}
+        """As in torch, but state keeps its own precision, and everything is copied from ``state_dict``.
+
+        Where checkpoint and optimizer both have names for the parameters of a group, these decide, not the order.
+
+        Raises:
+            ValueError: the checkpoint does not fit. It is looked at before anything is loaded, and whatever is raised
+                here leaves the optimizer as it was, to the bit.
+        """
+        before, itself = self.param_groups, dict(vars(self))
         loaded: dict[str, Any] = {}
+
+        def take(_: Any, final: dict[str, Any]) -> dict[str, Any]:
+            loaded.update(fitted(self, final))
+            return loaded
+
         # torch casts state to the parameter's dtype: take it as it comes out of the user's hooks, and undo that.
-        take = self.register_load_state_dict_pre_hook(lambda _, final: loaded.update(final))
-        mend = self.register_load_state_dict_post_hook(lambda _: self._mend(before, dtypes, loaded), prepend=True)
+        taking = self.register_load_state_dict_pre_hook(take)
+        mending = self.register_load_state_dict_post_hook(lambda _: self._mend(before, loaded), prepend=True)
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            vars(self).clear()
+            vars(self).update(itself)
+            raise
         finally:
-            take.remove()
-            mend.remove()
+            taking.remove()
+            mending.remove()
 
-    def _mend(self, before: list[dict[str, Any]], dtypes: dict[Tensor, dict[str, torch.dtype]], loaded: Any) -> None:
-        saved = [i for group in loaded["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(saved, params, strict=True):
-            if i in loaded["state"]:
-                self.state[p] = {
-                    name: value.to(p.device, dtypes.get(p, {}).get(name, value.dtype), copy=True)
-                    for name, value in loaded["state"][i].items()
-                }
-        for group, old in zip(self.param_groups, before, strict=True):
+    def _mend(self, before: list[dict[str, Any]], loaded: Any) -> None:
+        for group, old, saved in zip(self.param_groups, before, loaded["param_groups"], strict=True):
             for name, value in old.items():
                 group.setdefault(name, value)
             for name in ("stochastic_rounding", "fused"):  # how to run, not what to compute: the constructor's
                 group[name] = old[name]
-        if params:
-            self._move(params[0].device)
+            for i, p in zip(saved["params"], group["params"], strict=True):
+                state = loaded["state"].get(i)
+                if not state:
+                    self.state.pop(p, None)
+                    continue
+                wanted, optional = self._wanted(p, group, state)
+                self.state[p] = {
+                    name: value.to(p.device, (wanted if name in wanted else optional)[name].dtype, copy=True)
+                    for name, value in state.items()
+                }
+        devices = [p.device for group in self.param_groups for p in group["params"]]
+        if devices:
+            self._move(devices[0])
 
     # -- views ------------------------------------------------------------------------------------------------
 
     def _groups(self, select: Callable[[Tensor], bool]) -> list[SimpleNamespace]:
         """The selected parameters, group by group, as local real tensors with their gradients and state."""
         # Python's share of a step: of a thousand tensors, every look at each of them is seen in the time.
-        chosen = [[p for p in group["params"] if select(p) and p.numel()] for group in self.param_groups]
+        # What is listed twice counts once.
+        chosen = [[p for p in dict.fromkeys(group["params"]) if select(p) and p.numel()] for group in self.param_groups]
         devices = {p.device for ps in chosen for p in ps}
         if len(devices) > 1:
             found = " and ".join(sorted(map(str, devices)))
@@ -255,21 +302,37 @@ class Optimizer(torch.optim.Optimizer):
             if ps:
                 if group["skipped"].device != ps[0].device:  # the model was moved after the optimizer was made
                     self._move(ps[0].device)
-                states = list(map(self.state.get, ps))
-                if None in states:
-                    self._allocate([p for p, own in zip(ps, states, strict=True) if own is None], group)
-                    states = [self.state[p] for p in ps]
+                fresh = [p for p in ps if p not in self.state]
+                if fresh:
+                    self._allocate(fresh, group)
+                states = [self.state[p] for p in ps]
+                self._follow_types(ps, states, group)
                 real = not any(map(Tensor.is_complex, ps))
                 state = {name: local([own[name] for own in states], real=real) for name in self._listed(ps[0])}
                 view = SimpleNamespace(**{**group, **state})
                 view.index, view.owners, view.params, view.grads = i, ps, local(ps, real=real), local(gs, ps, real=real)
                 if group["maximize"]:
                     view.grads = [-g for g in view.grads]
+                if isinstance(view.lr, Tensor):  # not read on the host
+                    view.lr = torch.where((view.lr >= 0) & view.lr.isfinite(), view.lr, 0.0)
                 if group["fused"]:
                     for name in ("params", "grads", *state):
                         setattr(view, name, self._as_known((i, name), getattr(view, name)))
                 views.append(view)
         return views
+
+    def _follow_types(self, ps: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
+        """Convert the state of parameters whose dtype was changed, as ``model.double()`` does."""
+        name = next(iter(self._listed(ps[0])), None)
+        if name is None:
+            return
+        right = self.__dict__.setdefault("_types", set())
+        for pair in {(p.dtype, own[name].dtype) for p, own in zip(ps, states, strict=True)} - right:
+            for p, own in zip(ps, states, strict=True):
+                if (p.dtype, own[name].dtype) == pair:
+                    wanted, _ = self._wanted(p, group, own)
+                    own.update({name: own[name].to(like.dtype) for name, like in wanted.items()})
+                    right.add((p.dtype, own[name].dtype))
 
     def _as_known(self, key: tuple[int | str, ...], ts: list[Tensor]) -> list[Tensor]:
         """The list of the last step if it holds the same tensors, so that they need not be looked at again."""
@@ -314,12 +377,28 @@ class Optimizer(torch.optim.Optimizer):
             if not (value in options or (callable in options and callable(value))):
                 allowed = ", ".join("a callable" if option is callable else repr(option) for option in options)
                 raise ValueError(f"{name}={value!r} is unknown: one of {allowed}")
-        for name in self._whole:
-            if settings[name] != self.defaults[name]:
-                raise ValueError(
-                    f"{name}={settings[name]!r} in a parameter group: it is one for the whole optimizer, "
-                    f"here {self.defaults[name]!r}"
-                )
+        for name in _switches(type(self)):  # type: ignore[arg-type]
+            if name in settings and not isinstance(settings[name], bool):
+                raise ValueError(f"{name}={settings[name]!r} is outside its range: True or False")
+
+    def _check_again(self) -> None:
+        """Refuse settings that were changed to something outside their range, before anything has moved."""
+        checked: dict[int, list[Any]] = self.__dict__.setdefault("_checked", {})
+        for number, group in enumerate(self.param_groups):
+            names = [name for name in self.defaults if name in group]
+            now, known = [group[name] for name in names], checked.get(number, ())
+            if len(now) == len(known) and all(map(operator.is_, now, known)):
+                continue
+            group.update({name: plain(group[name]) for name in names})
+            settings = {name: group[name] for name in names}
+            if isinstance(settings["lr"], Tensor) and settings["lr"].numel() == 1:
+                settings["lr"] = 0.0  # its value is not read
+            try:
+                self._check(settings)
+            except ValueError as error:
+                past = "; did a schedule run past its end?" if str(error).startswith("lr=") else ""
+                raise ValueError(f"parameter group {number}: {error}{past}") from None
+            checked[number] = [group[name] for name in names]
 
 
 def squared_norms(p: Tensor, t: Tensor) -> tuple[Tensor]:
@@ -352,6 +431,16 @@ def within(cls: type, method: str) -> Any:
     return None if frame is None else frame.f_locals["self"]
 
 
+def plain(value: Any) -> Any:
+    """A number of numpy as Python's, also within a tuple: a checkpoint then holds nothing of numpy."""
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(map(plain, value))
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0:
+        return value.item()
+    return value
+
+
 def _salt(t: SimpleNamespace) -> Tensor | None:
     return t.roundings if t.stochastic_rounding else None
 
@@ -373,6 +462,12 @@ def _optional(cls: type) -> set[str]:
     makers = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
     settings = [one for maker in makers for one in inspect.signature(maker).parameters.values()]
     return {one.name for one in settings if one.default is None}
+
+
+@functools.cache
+def _switches(cls: type) -> tuple[str, ...]:
+    """Settings that are True or False by default."""
+    return tuple(name for name, one in inspect.signature(cls).parameters.items() if isinstance(one.default, bool))
 
 
 def _inside(value: Any, interval: str) -> bool:

@@ -47,6 +47,7 @@ class Preconditioner:
         self.parameters, self.state, self.group = list(parameters), state, group
         self.sizes = [size(p) for p in parameters]
         self.n = sum(self.sizes)
+        self.dtype = parameters[0].dtype
         self.width = state["permutations"].shape[1] if self.mixes else self.n
         self._inverse: Tensor | None = None
 
@@ -117,6 +118,12 @@ class Preconditioner:
         for layer, value in zip(state["theta"], drawn, strict=True):
             layer.copy_(value)
         return state
+
+    def retype(self) -> None:
+        """Follow the parameters to another precision."""
+        for name, (_, dtype) in self.layout(self.parameters, self.group).items():
+            self.state[name] = self.state[name].to(dtype)
+        self.dtype = self.parameters[0].dtype
 
     # -- for study --------------------------------------------------------------------------------------------
 

@@ -185,7 +185,9 @@ class Program:
             raise RuntimeError(NO_TRITON)
         code = source(tape)
         name = f"{tape.name.strip('<>')}_{sha256(code.encode()).hexdigest()[:32]}"
-        path = kept(name, ".py", lambda path: path.write_text(code, encoding="utf-8"))  # Triton reads source from a file
+        path = kept(
+            name, ".py", lambda path: path.write_text(code, encoding="utf-8")
+        )  # Triton reads source from a file
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None

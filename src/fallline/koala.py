@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ._foreach import clean, squared_norm
 from ._loss import Attachment, LossAware, all_zero, leave_no_trace
-from ._optimizer import Params, squared_norms
+from ._optimizer import Params, plain, squared_norms
 from ._shards import gather_anew
 
 Target = float | str | Callable[[Tensor], Tensor]
@@ -55,12 +55,14 @@ class KOALA(LossAware):
 
     _ranges = LossAware._ranges | {"r": "[0, inf)", "alpha_r": "[0, 1]", "weight_decay": "[0, inf)"}
     _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
+    _words = {"stage": ("resting", "predicted", "filtered")}
     _follows = False  # whether a model says when to be at which point
     _resumed = False  # whether state was loaded since the last step
     _foreign = False  # whether weights were loaded to which the state does not belong
     _variance: str  # which shared scalar is the variance of the weights, where one is shared
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        defaults = {name: plain(value) for name, value in defaults.items()}
         target = defaults["target"]
         number = isinstance(target, int | float) and math.isfinite(target)
         if not (target == "auto" or callable(target) or number):
@@ -111,6 +113,7 @@ class KOALA(LossAware):
             RuntimeError: ``predict`` was not called, no loss is known, or a gradient is sparse. Nothing has changed.
         """
         self._expect("update", "predicted")
+        self._check_again()
         self._round_anew()
         groups = self._groups(lambda p: p.grad is not None)
         shared = self._shared()

@@ -1,11 +1,12 @@
 """KOALA-M: weights and velocities, with a 2x2 covariance (Davtyan et al., 2022)."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ._foreach import squared_norm
 from ._optimizer import Params, zeros_like
@@ -166,11 +167,15 @@ class MomentumKOALA(KOALA):
 
     def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = {"velocity": zeros_like(p)}
-        if self.defaults["q_rule"] != "fixed":
+        if group["q_rule"] != "fixed":
             state["average"] = zeros_like(p)
-            if self.defaults["average_init"] == "params":
+            if group["average_init"] == "params":
                 state["average"].copy_(p.detach())
         return state
+
+    def _wanted(self, p: Tensor, group: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+        wanted, _ = super()._wanted(p, group, state)
+        return wanted, {"predicted": p}  # a checkpoint of the filtered point
 
     def _listed(self, p: Tensor) -> Iterable[str]:
         return [name for name in self.state[p] if name != "predicted"]  # a parameter that thaws meanwhile has none
@@ -198,7 +203,8 @@ class MomentumKOALA(KOALA):
         a, p11, p12, p22, qx = one["a"], shared.p11, shared.p12, shared.p22, shared.process_noise
         new_qx = qx
         if one["q_rule"] != "fixed":
-            n = sum(size(p) for group in self.param_groups for p in group["params"] if p.requires_grad)
+            params = {p: None for group in self.param_groups for p in group["params"]}
+            n = sum(size(p) for p in params if p.requires_grad and not is_lazy(p))
             n = max(n, 1)  # all may be frozen as yet
             averaged = qx.lerp(shared.spread.sqrt() / n, AVERAGING)
             new_qx = averaged if one["q_rule"] == "reference" else shared.spread / n

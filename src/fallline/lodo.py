@@ -1,13 +1,13 @@
 """LODO: a preconditioner network that learns while it optimizes (Liao et al., 2023)."""
 
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._checkpoint import refuse
 from ._foreach import call, clean
 from ._memory import free_memory
 from ._optimizer import Optimizer, Params, _inside, _precision
@@ -134,6 +134,7 @@ class LODO(Optimizer):
     }
     _generator: torch.Generator | None = None
     _known: list[list[Preconditioner]] | None = None
+    _loading: Mapping[Tensor, list[Tensor]] = {}  # while a checkpoint is read, a network's parameters by the first
 
     def __init__(
         self,
@@ -269,39 +270,75 @@ class LODO(Optimizer):
             net.state["step_size"].zero_()
 
     def _networks(self) -> list[list[Preconditioner]]:
-        """By group; made anew when state was loaded, moved or copied."""
-        known = self._known
-        if known is None or any(self.state[net.parameters[0]] is not net.state for nets in known for net in nets):
-            known = self._known = [
-                [
-                    KINDS[group["preconditioner"]]([group["params"][i] for i in self._places(p)], self.state[p], group)
-                    for p in group["params"]
-                    if "members" in self.state.get(p, {})
-                ]
-                for group in self.param_groups
-            ]
+        """By group; made anew when state was loaded, moved or copied, or groups have changed."""
+        known, groups = self._known, self.param_groups
+        if (
+            known is None
+            or len(known) != len(groups)
+            or any(
+                net.group is not group or self.state.get(net.parameters[0]) is not net.state
+                for nets, group in zip(known, groups, strict=True)
+                for net in nets
+            )
+        ):
+            known = self._known = [self._of_group(group) for group in groups]
+        for net in (net for nets in known for net in nets):
+            if net.parameters[0].dtype != net.dtype:  # the model's was changed
+                net.retype()
         return known
+
+    def _of_group(self, group: dict[str, Any]) -> list[Preconditioner]:
+        """Each parameter knows its network by number, and its place in the flat vector; the device is asked once."""
+        here, nets = set(group["params"]), []
+        for members in _buckets({p: state for p, state in self.state.items() if "bucket" in state}):
+            if here.isdisjoint(members):
+                continue
+            state = self.state[members[0]]
+            if "theta" not in state or len(state["moved"]) != len(members):
+                raise RuntimeError(
+                    "LODO: a network's parameters are gone together with their state. Leave the state of a parameter "
+                    "that is taken out of its group, or begin with a new optimizer"
+                )
+            nets.append(KINDS[group["preconditioner"]](members, state, group))
+        return nets
+
+    def _read(self, owners: dict[Any, Any], states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+        states = {i: dict(state) for i, state in states.items()}
+        for number, (i, state) in enumerate(list(states.items())):
+            if isinstance(state.get("members"), Tensor):  # of version 0.1.0: places in the group
+                listed = owners[i][2]["params"]
+                for place, at in enumerate(state.pop("members").reshape(-1).tolist()):
+                    if not 0 <= at < len(listed):
+                        refuse(
+                            self, f"{owners[i][3]} names parameter {at} as a member of its network, and there is none"
+                        )
+                    own = {"bucket": torch.tensor(number), "place": torch.tensor(place)}
+                    states[listed[at]] = {**states.get(listed[at], {}), **own}
+        whole = {
+            i: state
+            for i, state in states.items()
+            if all(isinstance(state.get(name), Tensor) and state[name].numel() == 1 for name in ("bucket", "place"))
+        }
+        self._loading = {}
+        for members in _buckets(whole):
+            if len({id(owners[i][1]) for i in members}) > 1:
+                refuse(self, f"{owners[members[0]][3]} shares a network with a parameter of another group")
+            self._loading[owners[members[0]][0]] = [owners[i][0] for i in members]
+        return states
+
+    def _wanted(self, p: Tensor, group: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
+        """Of each parameter two numbers; with the first of a network also what the network is made of."""
+        number = torch.empty((), dtype=torch.int64, device="meta")
+        wanted = {"bucket": number, "place": number}
+        members = self._loading.get(p)
+        if members is None:
+            return wanted, {}
+        layout = KINDS[group["preconditioner"]].layout(members, group)
+        return wanted | {name: torch.empty(of, dtype=dtype, device="meta") for name, (of, dtype) in layout.items()}, {}
 
     def _mend(self, *args: Any) -> None:
         super()._mend(*args)
-        # Whole states of torch.distributed.checkpoint leave out what is empty: members with no state are not new ones.
-        for group in self.param_groups:
-            firsts = [p for p in group["params"] if "members" in self.state.get(p, {})]
-            for i in itertools.chain(*map(self._places, firsts)):
-                self.state.setdefault(group["params"][i], {})
-
-    def _places(self, p: Tensor) -> list[int]:
-        """Where the members of the network kept with ``p`` stand in their group; the device is asked only once."""
-        members = self.state[p]["members"]
-        if self._placed.get(p, (None,))[0] is not members:
-            self._placed[p] = members, members.tolist()
-        return self._placed[p][1]
-
-    @property
-    def _placed(self) -> dict[Tensor, tuple[Tensor, list[int]]]:
-        """By first parameter, ``members`` as the device has them and as a list; a copy begins anew."""
-        placed: dict[Tensor, tuple[Tensor, list[int]]] = self.__dict__.setdefault("_lists", {})
-        return placed
+        self._loading = {}
 
     def _listed(self, p: Tensor) -> Iterable[str]:
         return ()
@@ -325,20 +362,34 @@ class LODO(Optimizer):
                     f"block_size (here {group['block_size']}), second_moment='block' (a third less), "
                     "meta_optimizer='sgd' (two thirds less), or preconditioner='diagonal'"
                 )
-        super()._allocate(params, group)
-        positions = {p: i for i, p in enumerate(group["params"])}
+        for p in params:
+            self.state[p] = {}
         for bucket in buckets:
-            places = [positions[p] for p in bucket]
-            members = torch.tensor(places, device=bucket[0].device)
-            self.state[bucket[0]] = kind.allocate(bucket, group, self._draws()) | {"members": members}
-            self._placed[bucket[0]] = members, places
+            number = 1 + max((int(state["bucket"]) for state in self.state.values() if "bucket" in state), default=-1)
+            network = kind.allocate(bucket, group, self._draws())
+            for place, p in enumerate(bucket):
+                self.state[p].update(
+                    bucket=torch.tensor(number, device=p.device), place=torch.tensor(place, device=p.device)
+                )
+            self.state[bucket[0]].update(network)
         self._known = None
 
     def _draws(self) -> torch.Generator:
         """What the next network is drawn from."""
         if self._generator is not None:
             return self._generator
-        return torch.Generator().manual_seed(sum("members" in state for state in self.state.values()))
+        return torch.Generator().manual_seed(sum("theta" in state for state in self.state.values()))
+
+
+def _buckets(states: Mapping[Any, Mapping[str, Tensor]]) -> list[list[Any]]:
+    """Whose states name one network, in the order of their places; network by network."""
+    if not states:
+        return []
+    numbers = torch.stack([state[name].reshape(()).cpu() for state in states.values() for name in ("bucket", "place")])
+    buckets: dict[int, dict[int, Any]] = {}
+    for key, (bucket, place) in zip(states, numbers.view(-1, 2).tolist(), strict=True):
+        buckets.setdefault(bucket, {})[place] = key
+    return [[members[place] for place in sorted(members)] for _, members in sorted(buckets.items())]
 
 
 def _members(net: Preconditioner) -> Sequence[tuple[Tensor, int]]:
