@@ -1,9 +1,7 @@
 """The checkpoint of a run: all that its rest depends on, in one file that appears whole or not at all."""
 
-import uuid
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from fallline.bench.checkpoint import uncast
 from fallline.bench.contenders import AnyOptimizer, Team
+from fallline.bench.files import replacing
 from fallline.bench.training.processes import Processes
 
 NAME = "checkpoint.pt"
@@ -32,7 +31,6 @@ def save(
     Returns:
         Why it could not be written, or None. What was there before is then still there.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         state = {
             "model": whole(model.state_dict()),
@@ -41,14 +39,10 @@ def save(
             **more,
         }
         if processes.leads:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, unfinished)
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                torch.save(state, unfinished)
     except Exception as error:  # pickle and torch have many ways to say that something cannot be saved
         return f"{type(error).__name__}: {error}"
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
     return None
 
 
