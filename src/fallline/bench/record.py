@@ -174,7 +174,7 @@ def _cells(row: tuple[Any, ...], columns: dict[str, Any]) -> tuple[Any, ...]:
 def read_run(row: tuple[Any, ...]) -> Kept:
     """A row of `runs`; `Misfit` where it cannot be used."""
     key, task, optimizer, settings, seed, status, score, outcome, _ = _cells(row, RUN)
-    held = decoded(settings, dict[str, Setting], "settings")
+    held = decoded(settings, dict[str, Setting | None], "settings")
     came = Outcome(**decoded(outcome, Outcome, "outcome"))
     if (came.status, came.score) != (status, score):
         raise Misfit("its columns status and score are not those of its outcome")
@@ -189,6 +189,15 @@ def read_run(row: tuple[Any, ...]) -> Kept:
     if measured and "step" not in measured:
         raise Misfit("outcome.curve has no step")
     return Kept(key, task, optimizer, held, seed, came)
+
+
+def check_same(kept: Kept, task: str, optimizer: str, test: bool) -> None:
+    """That a run is one of this optimizer on this task and, where its final loss was to be measured, has it."""
+    if (kept.task, kept.optimizer) != (task, optimizer):
+        raise Misfit(f"its run is of {shown(kept.optimizer)} on {shown(kept.task)}")
+    outcome = kept.outcome
+    if test and not outcome.lost and "loss" not in outcome.result and "step" in outcome.curve:
+        raise Misfit("its run has finished, and has no final loss")
 
 
 LOOP = ("step", "gradient evaluations", "train loss")
@@ -379,13 +388,26 @@ class Store:
             unread, self._unread = self._unread, {}
             self._complain(left_out(self.path, unread))
 
-    def find(self, key: str) -> Outcome | None:
-        """The outcome of a run, if it is there. A failed run counts as not there: it is tried again."""
-        kept = self._kept(key)
+    def find(self, key: str, run: Run | None = None) -> Outcome | None:
+        """The outcome of a run, if it is there. A failed run counts as not there: it is tried again.
+
+        Args:
+            key: of the run.
+            run: what it should be; what the records have under its key and is another one, counts as not there too.
+        """
+        kept = self._kept(key, run)
         return kept.outcome if kept and kept.outcome.status != "failed" else None
 
-    def _kept(self, key: str) -> Kept | None:
-        return next((kept for _, kept in self._read("runs", read_run, "WHERE key = ?", key)), None)
+    def _kept(self, key: str, run: Run | None = None) -> Kept | None:
+        def read(row: tuple[Any, ...]) -> Kept:
+            kept = read_run(row)
+            if run is not None:
+                check_same(kept, run.task, run.optimizer, run.test)
+                if (kept.settings, kept.seed) != (json.loads(json.dumps(run.settings)), run.seed):
+                    raise Misfit("its settings or its seed are not those of its key")
+            return kept
+
+        return next((kept for _, kept in self._read("runs", read, "WHERE key = ?", key)), None)
 
     def add(self, key: str, run: Run, outcome: Outcome) -> Outcome:
         """Write down a run, and return what stands: another coordinator may have been first.
@@ -399,9 +421,9 @@ class Store:
             outcome = Outcome("failed", outcome.steps, reason=f"what came of it cannot be written down: {error}")
             row = _row_of(key, run, outcome)
         with self.writing() as db:
-            if self.find(key) is None:
+            if self.find(key, run) is None:
                 db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        return self.find(key) or outcome
+        return self.find(key, run) or outcome
 
     def open_race(self, race: Race) -> None:
         """Write down a race, or find it again and note that it was."""
@@ -473,10 +495,7 @@ class Store:
             if not list(self._rows("SELECT 1 FROM runs WHERE key = ?", key)):
                 raise Misfit("its run is not there")
             return None
-        if (kept.task, kept.optimizer) != (entry.task, entry.optimizer):
-            raise Misfit(f"its run is of {shown(kept.optimizer)} on {shown(kept.task)}")
-        if entry.stage in CONFIRMING and not kept.outcome.lost and "loss" not in kept.outcome.result:
-            raise Misfit("its run has finished, and has no final loss")
+        check_same(kept, entry.task, entry.optimizer, entry.stage in CONFIRMING)
         return kept
 
     def merge(self, other: Path) -> Merged:
