@@ -6,6 +6,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", types.NoneType: "null"}
@@ -27,6 +28,16 @@ def decoded(text: object, kind: Any, name: str) -> Any:
         raise Misfit(f"{name} is not JSON") from None
     check(value, kind, name)
     return value
+
+
+def read(path: Path, kind: Any) -> Any:
+    """What a file of JSON says, if it is of a kind; else `Misfit`, which names the file."""
+    try:
+        return decoded(path.read_text(encoding="utf-8"), kind, str(path))
+    except OSError as error:
+        raise Misfit(f"{path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise Misfit(f"{path} is not UTF-8 text") from None
 
 
 def check(value: Any, kind: Any, name: str) -> None:

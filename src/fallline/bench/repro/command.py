@@ -247,7 +247,7 @@ def introduce(experiment: Experiment, design: Design) -> None:
 
 def show_list(out: Path) -> None:
     """Every experiment in a few lines."""
-    for one in listed(out):
+    for one in listed(out, warn):
         console.print(Text.assemble((one.name, "bold"), "\n", one.summary))
         facts = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 2))
         for what, text in (("data", one.data), ("CPU", one.cpu), ("GPU", one.gpu), ("run", one.ran)):
