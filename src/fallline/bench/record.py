@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, TypeVar
 
 from fallline.bench.design import CONFIRMING, TRACKS, Design
-from fallline.bench.plain import Misfit, check, decoded, shown
+from fallline.bench.plain import LARGEST, Misfit, check, decoded, shown
 from fallline.bench.spaces import Setting, dimension
 from fallline.bench.train import Outcome, Run
 
@@ -183,25 +183,28 @@ def read_run(row: tuple[Any, ...]) -> Kept:
     for name in ("steps", "gradient_evaluations", "cpu_seconds", "wall_seconds", "state_bytes"):
         if getattr(came, name) < 0:
             raise Misfit(f"outcome.{name} is negative")
-    measured = {n: len(values) for n, values in came.curve.items() if n in LOOP or n.startswith("validation ")}
-    if len({*measured.values(), *map(len, came.times.values())}) > 1:
-        raise Misfit("outcome.curve has more numbers of one measure than of another")
-    if measured and "step" not in measured:
-        raise Misfit("outcome.curve has no step")
+    if "gradient evaluations" in came.curve:  # experiments of papers write down other things
+        check_raced(came)
     return Kept(key, task, optimizer, held, seed, came)
 
 
-def check_same(kept: Kept, task: str, optimizer: str, test: bool) -> None:
-    """That a run is one of this optimizer on this task and, where its final loss was to be measured, has it."""
+def check_same(kept: Kept, task: str, optimizer: str) -> None:
+    """That a run is one of this optimizer on this task."""
     if (kept.task, kept.optimizer) != (task, optimizer):
         raise Misfit(f"its run is of {shown(kept.optimizer)} on {shown(kept.task)}")
-    outcome = kept.outcome
-    if test and not outcome.lost and "loss" not in outcome.result and "step" in outcome.curve:
+
+
+def check_raced(outcome: Outcome, test: bool = False) -> None:
+    """That an outcome is as the training loop of a race writes it down; `test` says that it should have a final loss."""
+    if len({*map(len, outcome.curve.values()), *map(len, outcome.times.values())}) > 1:
+        raise Misfit("outcome.curve has more numbers of one measure than of another")
+    if outcome.curve and "step" not in outcome.curve:
+        raise Misfit("outcome.curve has no step")
+    for name in ("step", "gradient evaluations"):
+        if any(count is not None and not 0 <= count < LARGEST for count in outcome.curve.get(name, ())):
+            raise Misfit(f"outcome.curve.{name} counts to what is no number of steps")
+    if test and not outcome.lost and "loss" not in outcome.result:
         raise Misfit("its run has finished, and has no final loss")
-
-
-LOOP = ("step", "gradient evaluations", "train loss")
-"""What the training loop writes down at every measurement, beside validation losses."""
 
 
 def read_race(row: tuple[Any, ...]) -> Race:
@@ -311,8 +314,7 @@ class Store:
     def _check_whole(self) -> None:
         """`ValueError` where pages or indices do not hold together: rows may be missing then, and nobody would know."""
         (page,) = self._db.execute("PRAGMA page_size").fetchone()
-        log = self.path.with_name(f"{self.path.name}-wal")
-        if self.path.stat().st_size % page and not (log.exists() and log.stat().st_size):
+        if self.path.stat().st_size % page and not _logged(self.path):
             raise ValueError(damaged(self.path, "its last page is cut off"))
         (said,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
         if said != "ok":
@@ -402,7 +404,9 @@ class Store:
         def read(row: tuple[Any, ...]) -> Kept:
             kept = read_run(row)
             if run is not None:
-                check_same(kept, run.task, run.optimizer, run.test)
+                check_same(kept, run.task, run.optimizer)
+                if "gradient evaluations" in kept.outcome.curve:
+                    check_raced(kept.outcome, run.test)
                 if (kept.settings, kept.seed) != (json.loads(json.dumps(run.settings)), run.seed):
                     raise Misfit("its settings or its seed are not those of its key")
             return kept
@@ -495,7 +499,8 @@ class Store:
             if not list(self._rows("SELECT 1 FROM runs WHERE key = ?", key)):
                 raise Misfit("its run is not there")
             return None
-        check_same(kept, entry.task, entry.optimizer, entry.stage in CONFIRMING)
+        check_same(kept, entry.task, entry.optimizer)
+        check_raced(kept.outcome, entry.stage in CONFIRMING)
         return kept
 
     def merge(self, other: Path) -> Merged:
@@ -620,14 +625,31 @@ def complaint(error: sqlite3.Error | OSError, path: Path) -> str:
 
 def _read_only(path: Path) -> sqlite3.Connection:
     """A connection that changes nothing."""
+    as_it_is = "mode=ro" if _logged(path) else "mode=ro&immutable=1"
     if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
-        how = "mode=rw"  # SQLite needs files beside this one, and only a connection that may write clears them away
-    else:
-        logged = path.with_name(f"{path.name}-wal").exists()  # what is not yet in the file itself
-        how = "mode=ro" if logged else "mode=ro&immutable=1"
+        try:  # SQLite needs files beside this one, and only a connection that may write clears them away
+            return _looking(path, "mode=rw")
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise  # a full disk has no room for them
+    return _looking(path, as_it_is)
+
+
+def _looking(path: Path, how: str) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True, timeout=PATIENCE)
-    db.execute("PRAGMA query_only = ON")
+    try:
+        db.execute("PRAGMA query_only = ON")
+        db.execute("SELECT 1 FROM sqlite_master").fetchone()  # only now does it open the file
+    except BaseException:
+        db.close()
+        raise
     return db
+
+
+def _logged(path: Path) -> bool:
+    """Whether something that was written is not yet in the file itself, but in the log beside it."""
+    log = path.with_name(f"{path.name}-wal")
+    return log.exists() and log.stat().st_size > 0
 
 
 def _in_memory(db: sqlite3.Connection) -> sqlite3.Connection:

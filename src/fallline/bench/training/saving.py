@@ -41,8 +41,8 @@ def save(
             **more,
         }
         if processes.leads:
-            with replacing(path) as unfinished:
-                torch.save(state, unfinished)
+            with replacing(path) as unfinished, unfinished.open("wb") as file:  # torch's own would not say: a full disk
+                torch.save(state, file)
     except Exception as error:  # pickle and torch have many ways to say that something cannot be saved
         return f"{type(error).__name__}: {error}"
     return None
