@@ -195,7 +195,7 @@ def check_same(kept: Kept, task: str, optimizer: str) -> None:
 
 
 def check_raced(outcome: Outcome, test: bool = False) -> None:
-    """That an outcome is as the training loop of a race writes it down; `test` says that it should have a final loss."""
+    """That an outcome is as a race writes it down; `test` says whether it should have a final loss."""
     if len({*map(len, outcome.curve.values()), *map(len, outcome.times.values())}) > 1:
         raise Misfit("outcome.curve has more numbers of one measure than of another")
     if outcome.curve and "step" not in outcome.curve:
@@ -585,6 +585,7 @@ def left_out(path: Path, unread: dict[tuple[str, int], str]) -> str:
         alike.setdefault((table, why), []).append(number)
     told = []
     for (table, why), numbers in list(alike.items())[:FEW]:
+        numbers.sort()
         some = ", ".join(map(str, numbers[:FEW])) + (f" and {len(numbers) - FEW} more" if len(numbers) > FEW else "")
         told.append(f"row{'s' * (len(numbers) > 1)} {some} of {table} ({why})")
     if len(alike) > FEW:
