@@ -186,7 +186,7 @@ class Stage(Executor):
         raise NotImplementedError
 
     def finish(self, key):
-        self.hands.pop(key).set_result(Outcome("finished", 1))
+        self.hands.pop(key).set_result(Outcome("finished", 1, score=1.0))
 
     def fail(self, key, error):
         self.hands.pop(key).set_exception(error)

@@ -163,7 +163,7 @@ def test_seeds_are_spread_and_stable():
 
 def test_an_outcome_comes_back_as_it_went_in(store):
     run = Run("sprint:Sprint", "sgd", {"lr": 0.1}, seed=2**63 - 1, test=True)
-    outcome = Outcome("diverged", 3, "why", None, {}, {"step": [0.0, 1.0], "train loss": [None, 0.1]}, 3, 0.25, 8)
+    outcome = Outcome("diverged", 3, "why", None, {}, {"step": [0.0, 1.0], "train loss": [None, 0.1]}, {}, 3, 0.25)
     store.add("key", run, outcome)
     assert store.find("key") == outcome
     assert store.find("another") is None

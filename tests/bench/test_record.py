@@ -14,12 +14,20 @@ from referee import Inline
 from stress import contents, hold
 
 from fallline.bench import record
+from fallline.bench.contenders import get_contender
+from fallline.bench.design import Design
 from fallline.bench.pool import start_method
-from fallline.bench.record import Entry, Merged, Store, complaint
+from fallline.bench.record import Entry, Merged, Race, Store, complaint
 from fallline.bench.results import results
 from fallline.bench.train import Outcome, Run
 
-RUN = Run("sprint:Sprint", "sgd", {"lr": 0.1}, seed=1)
+RUN = Run("digits", "sgd", {"lr": 0.1}, seed=1)
+RACE = Race(
+    "race",
+    dataclasses.asdict(Design(("digits",), ("sgd",))),
+    {"left_out": {}, "contenders": {"digits": {"sgd": get_contender("sgd").describe()}}},
+    "then",
+)
 GOOD, LOST, FAILED = Outcome("finished", 3, score=0.5), Outcome("diverged", 3), Outcome("failed", 0, "out of memory")
 
 
@@ -103,14 +111,15 @@ def test_a_failed_run_counts_as_not_there_and_gives_way(store):
 
 
 def test_a_place_in_a_race_can_be_taken_back(store):
+    store.open_race(RACE)
     store.add("key", RUN, GOOD)
-    first, second = Entry("task", "sgd", "seed", 0), Entry("task", "sgd", "seed", 1)
+    first, second = Entry("digits", "sgd", "trial", 0), Entry("digits", "sgd", "trial", 1)
     for entry in (second, first):
         store.enter("race", entry, "key")
-    assert store.entered("race", "task", "sgd", "seed") == [(first, "key"), (second, "key")]
+    assert store.entered("race", "digits", "sgd", "trial") == [(first, "key"), (second, "key")]
     store.withdraw("race", first)
-    assert store.entered("race", "task", "sgd", "seed") == [(second, "key")]
-    assert store.entered("another", "task", "sgd", "seed") == []
+    assert store.entered("race", "digits", "sgd", "trial") == [(second, "key")]
+    assert store.entered("another", "digits", "sgd", "trial") == []
     assert store.find("key") == GOOD
 
 
@@ -199,12 +208,13 @@ def test_a_file_that_is_no_good_is_told_in_a_sentence_and_left_as_it_is(tmp_path
     assert [file.name for file in tmp_path.iterdir()] == ["records.sqlite"]
 
 
-def test_damage_that_shows_only_later_is_told_in_a_sentence_too(tmp_path):
+def test_damage_that_comes_while_a_file_is_open_is_told_in_a_sentence_too(tmp_path, monkeypatch):
     path = tmp_path / "records.sqlite"
     race_database(path)
     page = raw(path, "PRAGMA page_size")[0][0]
     whole = path.read_bytes()
     path.write_bytes(whole[:page] + b"\xff" * (len(whole) - page))  # all pages but the first
+    monkeypatch.setattr(Store, "_check_whole", lambda self: None)  # it was whole then
     with Store(path) as store:
         for look in (store.races, lambda: list(store.runs("race")), lambda: store.find("key")):
             with pytest.raises(ValueError, match=r"records.sqlite is damaged"):
@@ -356,10 +366,10 @@ def test_a_migration_that_is_cut_short_leaves_the_old_records_whole(tmp_path, mo
 def fill(path, **runs):
     """A database of a race, its runs by their keys."""
     with Store(path) as store:
-        store.open_race(record.Race("race", {"tasks": ["digits"]}, {}, "then"))
+        store.open_race(RACE)
         for number, (key, outcome) in enumerate(runs.items()):
             store.add(key, RUN, outcome)
-            store.enter("race", Entry("digits", "sgd", "seed", number), key)
+            store.enter("race", Entry("digits", "sgd", "trial", number), key)
     return path
 
 

@@ -127,6 +127,29 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoin
     assert json.loads(Path("x/result.json").read_text())["status"] == "diverged"
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda saved: [saved], "it has no losses"),
+        (lambda saved: {"model": saved["model"]}, "it has no losses"),
+        (lambda saved: saved | {"outcome": {"status": "finished"}}, "outcome has no steps"),
+        (lambda saved: saved | {"outcome": saved["outcome"] | {"steps": "3"}}, "outcome.steps is '3', and not a whole"),
+        (lambda saved: saved | {"outcome": saved["outcome"] | {"curve": {}}}, "are not of one run"),
+        (lambda saved: saved | {"losses": saved["losses"][:-1]}, "are not of one run"),
+        (lambda saved: saved | {"plan": None}, "plan is null, and not a mapping"),
+    ],
+    ids=["list", "model", "outcome", "steps", "curve", "losses", "plan"],
+)
+def test_a_file_that_is_no_checkpoint_of_this_command_is_refused_in_a_sentence(change, why):
+    run = (TASK, "--optim", "sgd", "--out", "x")
+    assert call(*run)[0] == 0
+    torch.save(change(torch.load("x/checkpoint.pt", weights_only=True)), "x/checkpoint.pt")
+    code, output = call(*run, "--resume")
+    assert code == 1
+    assert "Error: x/checkpoint.pt is no checkpoint of fallline train: " in output
+    assert why in output
+
+
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(monkeypatch):
     def full(*_):
         raise OSError("no space left")

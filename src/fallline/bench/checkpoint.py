@@ -1,7 +1,6 @@
 """Checkpoints: what a run needs to go on after it was killed, to the very same numbers, or not at all."""
 
 import contextlib
-import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fallline.bench.contenders import AnyOptimizer, Team
+from fallline.bench.files import replacing
 
 SAVED = {"state", "param_groups", "defaults", "training", "_parameters", "_buffers", "_modules"}
 """Attributes of optimizers and modules that `state_dict` takes care of."""
@@ -40,18 +40,12 @@ def save(checkpoint: Checkpoint, model: nn.Module, optimizer: AnyOptimizer, **mo
     """
     if not hasattr(optimizer, "state_dict"):
         return
-    name = f"{checkpoint.path.name}.{uuid.uuid4().hex}"  # another coordinator's worker may be at the same run
-    unfinished = checkpoint.path.with_name(name)
-    try:
+    with contextlib.suppress(Exception):  # pickle and torch have many ways to say that something cannot be saved
         accelerator = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         random = [torch.get_rng_state(), *accelerator]
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": random, **more}
-        checkpoint.path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, unfinished)
-        unfinished.replace(checkpoint.path)
-    except Exception:  # pickle and torch have many ways to say that something cannot be saved
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+        with replacing(checkpoint.path) as unfinished:  # another coordinator's worker may be at the same run
+            torch.save(state, unfinished)
 
 
 def load(checkpoint: Checkpoint, run: Mapping[str, Any]) -> dict[str, Any] | None:

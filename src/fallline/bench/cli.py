@@ -1,6 +1,8 @@
 """The command `fallline`. This module imports the standard library alone, so that it can say what to install."""
 
+import errno
 import importlib.util
+import os
 import sys
 
 NEEDS = ("jinja2", "numpy", "plotly", "pooch", "rich", "schedulefree", "scipy", "sklearn", "typer")
@@ -16,7 +18,16 @@ def main() -> None:
         )
     from fallline.bench.commands import app
 
-    app(prog_name="fallline")
+    try:
+        try:
+            app(prog_name="fallline")
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try once more, and complain
+        sys.exit(f"Error: the disk is full: {error.filename or 'what this command prints'} cannot be written")
 
 
 if __name__ == "__main__":

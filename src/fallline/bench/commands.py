@@ -43,7 +43,7 @@ from fallline.bench.studies import studies as over_studies
 from fallline.bench.studies import studies_table, studies_words
 from fallline.bench.summary import summary
 from fallline.bench.tasks import REAL, TASKS, get_task, make_sure
-from fallline.bench.terminal import DATABASE, checked_device, console, errors, readable_errors
+from fallline.bench.terminal import DATABASE, checked_device, console, readable_errors, warn
 from fallline.bench.training.command import train
 
 app = typer.Typer(
@@ -234,7 +234,7 @@ def race(
     workers = jobs or available_cores()
     with (
         readable_errors(),
-        Store(out / DATABASE) as store,
+        Store(out / DATABASE, complain=warn) as store,
         Logging(open_loggers(log, out), complain=warn) as loggers,
         workplace(scheduler, workers) as (pool, places),
     ):
@@ -296,9 +296,9 @@ def report(
 
     fallline report --against before.sqlite
     """
-    if not (out / DATABASE).exists():
+    if not os.path.lexists(out / DATABASE):
         raise typer.BadParameter(f"there are no records in {out}; fallline race makes some.", param_hint="--out")
-    with readable_errors(), Store(out / DATABASE, read_only=True) as store:
+    with readable_errors(), Store(out / DATABASE, read_only=True, complain=warn) as store:
         written = store.last_race(task)
         if written is None:
             raise RaceError(f"there is no race{f' on {task}' if task else ''} in {out}; fallline race makes one.")
@@ -314,7 +314,7 @@ def report(
             for path in export(found, format.value, out):
                 console.print(f"Written: {path}", soft_wrap=True)
         elif against is not None:
-            with Store(existing(against), read_only=True) as other:
+            with Store(existing(against), read_only=True, complain=warn) as other:
                 before = other.last_race(task)
                 if before is None:
                     raise RaceError(f"there is no race{f' on {task}' if task else ''} in {against}.")
@@ -328,18 +328,21 @@ def merge(
     into: Annotated[Path, typer.Argument(metavar="A.sqlite", help="The database that takes the others in.")],
     others: Annotated[list[Path], typer.Argument(metavar="B.sqlite...", help="Databases of other machines.")],
 ) -> None:
-    """Bring the runs and races of several databases together in the first.
+    """Bring the runs and races of several databases together in the first: those of all of them, or of none.
 
     [b]Examples[/b]
 
     fallline merge runs/fallline.sqlite from_elsewhere.sqlite
     """
-    with readable_errors(), Store(existing(into)) as store:
-        for other in others:
-            merged = store.merge(other)
+    with readable_errors(), Store(existing(into), complain=warn) as store:
+        with store.writing():  # all of them or none
+            found = [(other, store.merge(other)) for other in others]
+        for other, merged in found:
             told = f"{other}: {merged.runs} new runs, {merged.races} new races"
             if merged.conflicts:
                 told += f"; {merged.conflicts} runs have other results here, and were left as they are"
+            if merged.skipped:
+                told += f"; {merged.skipped} rows that cannot be read were left out"
             console.print(told + ".", soft_wrap=True)
 
 
@@ -516,11 +519,6 @@ def plain_spaces(path: Path | None) -> dict[str, dict[str, Any]]:
         }
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error), param_hint="--spaces") from error
-
-
-def warn(sentence: str) -> None:
-    """Say that something did not work which the race can do without."""
-    errors.print(Text.assemble(("Warning: ", "yellow"), sentence))
 
 
 def existing(path: Path) -> Path:

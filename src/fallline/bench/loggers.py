@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
+from fallline.bench.files import append
 from fallline.bench.names import unknown
 from fallline.bench.record import Entry, Race
 from fallline.bench.train import Outcome, Run
@@ -94,8 +95,7 @@ class Jsonl:
         """Append a line."""
         place = {"race": race.id, **asdict(entry), "settings": plain(run.settings), "seed": run.seed}
         line = json.dumps({**place, **asdict(outcome)}, allow_nan=False)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append(self._path, line)
 
     def race_finished(self, race: Race, summary: Mapping[str, Mapping[str, float]]) -> None:
         """Nothing: every line is a run."""

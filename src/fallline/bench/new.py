@@ -1,7 +1,10 @@
 """A task of one's own to start from: what `fallline new task` writes."""
 
+import os
 from importlib.resources import files
 from pathlib import Path
+
+from fallline.bench.files import put
 
 
 def new_task(path: Path) -> None:
@@ -13,10 +16,10 @@ def new_task(path: Path) -> None:
     if path.suffix != ".py":
         raise ValueError(f"a task is a Python file, as my_task.py; got {path}")
     template = (files("fallline.bench") / "templates" / "task.py.txt").read_text(encoding="utf-8")
+    if os.path.lexists(path):
+        raise ValueError(f"{path} is there already, and is left as it is; give another name")
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(template.replace("FILE", path.as_posix(), 1))
-    except FileExistsError as error:
-        raise ValueError(f"{path} is there already, and is left as it is; give another name") from error
+        path.parent.stat()  # a folder that is misspelled is not made
+        put(path, template.replace("FILE", path.as_posix(), 1))
     except OSError as error:
         raise ValueError(f"{path} cannot be written: {error.strerror or error}") from error

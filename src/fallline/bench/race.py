@@ -406,7 +406,7 @@ def work_off(
         while queue and len(pending) < ahead:
             item = queue.popleft()
             run, key = plan(item)
-            if known := store.find(key):
+            if known := store.find(key, run):
                 settle(item, run, key, known, True)
             elif any(key == other for _, _, other in pending.values()):
                 queue.append(item)  # one run in two places; soon it will be known

@@ -191,11 +191,13 @@ def write_picture(results: Results, path: Path) -> None:
     except ImportError:
         raise ValueError('a picture needs kaleido: pip install "fallline[docs]"') from None
     width, height = picture_size(picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        go.Figure(picture).write_image(path, width=width, height=height, scale=2 if path.suffix == ".png" else 1)
+        drawn = go.Figure(picture).to_image(
+            format=path.suffix[1:], width=width, height=height, scale=2 if path.suffix == ".png" else 1
+        )
     except RuntimeError as error:
         raise ValueError(f"kaleido could not draw; it needs Chrome or Chromium on this machine ({error})") from error
+    put(path, drawn)
 
 
 def picture_size(picture: figures.Figure) -> tuple[int, int]:

@@ -69,6 +69,9 @@ class Result:
     seeds: dict[int, Outcome] = field(default_factory=dict)
     """The confirming runs."""
 
+    confirmed: dict[str, Setting] | None = None
+    """The settings that these ran with, as the records have it; None where that is not known."""
+
     chosen_trial: int | None = None
     chosen: dict[str, Setting] | None = None
     verdict: Verdict | None = None
@@ -258,6 +261,7 @@ def results(store: Store, race: Race) -> Results:
         for task in design.tasks
         for track in design.tracks
     }
+    confirmed: dict[tuple[str, str], dict[str, Setting]] = {}
     for place, run, outcome in store.runs(race.id):
         if place.stage == "default":
             found[place.task, "defaults"][place.optimizer].seeds[place.number] = outcome
@@ -269,6 +273,9 @@ def results(store: Store, race: Race) -> Results:
             entry.reruns.setdefault(place.number, {})[place.repeat] = outcome
         else:
             entry.seeds[place.number] = outcome
+            confirmed[place.task, place.optimizer] = run.settings
+    for (task, name), settings in confirmed.items():
+        found[task, "tuned"][name].confirmed = settings
     parts = [
         compare(race, design, task, track, list(found[task, track].values()))
         for track in sorted(design.tracks, key=decide.TRACKS.index)
@@ -289,11 +296,15 @@ def compare(race: Race, design: Design, task: str, track: str, entries: list[Res
         if track == "defaults":
             entry.chosen = {}
             continue
+        entry.reruns = {number: some for number, some in entry.reruns.items() if number in entry.trials}
         reruns = {number: list(outcomes.values()) for number, outcomes in entry.reruns.items()}
         outcomes = {number: outcome for number, (_, outcome) in entry.trials.items()}
         entry.chosen_trial = decide.chosen(outcomes, reruns, design.finalists)
         if entry.chosen_trial is not None:
             entry.chosen = entry.trials[entry.chosen_trial][0]
+        if entry.confirmed not in (None, entry.chosen):  # the records have lost what decided
+            alike = (number for number, (settings, _) in entry.trials.items() if settings == entry.confirmed)
+            entry.chosen_trial, entry.chosen = next(alike, None), entry.confirmed
     part = Part(task, about, track, sorted(entries, key=_rank), left_out)
     candidates = [(e.name, e.ours, e.choice) for e in part.entries if e.finished]
     against = decide.baseline(design.baseline, candidates)

@@ -107,7 +107,7 @@ def edge(dimension: Range | Choice | Setting, value: Setting) -> Side | None:
 
     On the scale `"one minus log"` the edge `"high"` is that next to one, where `distance to one = low`.
     """
-    if not isinstance(dimension, Range) or isinstance(value, str | bool):
+    if not isinstance(dimension, Range) or isinstance(value, bool) or not isinstance(value, int | float):
         return None
     share = dimension.share(value)
     if EDGE < share < 1 - EDGE:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from fallline.bench.files import complaint
 from fallline.bench.race import RaceError
 
 console = Console(highlight=False)
@@ -26,6 +27,11 @@ def checked_device(name: str) -> str:
     return name
 
 
+def warn(sentence: str) -> None:
+    """Say that something did not work which the command can do without."""
+    errors.print(Text.assemble(("Warning: ", "yellow"), sentence), soft_wrap=True)
+
+
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """What can go wrong, as a sentence and an exit code."""
@@ -35,5 +41,6 @@ def readable_errors() -> Iterator[None]:
         errors.print("\nStopped. What has finished is kept; the same command goes on from there.")
         raise typer.Exit(130) from None
     except (RaceError, ValueError, OSError, sqlite3.Error) as error:
-        errors.print(Text.assemble(("Error: ", "bold red"), str(error)))
+        said = complaint(error) if isinstance(error, OSError) else str(error)
+        errors.print(Text.assemble(("Error: ", "bold red"), said), soft_wrap=True)
         raise typer.Exit(1) from None

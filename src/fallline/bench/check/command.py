@@ -14,6 +14,7 @@ from fallline.bench.check.promises import GROUPS, PROMISES
 from fallline.bench.check.run import check as run_check
 from fallline.bench.check.subject import Loss, Subject, get_subject, parse_settings
 from fallline.bench.check.trial import Verdict, program
+from fallline.bench.files import complaint, put
 from fallline.bench.names import unknown
 
 
@@ -92,9 +93,9 @@ def check(
         print(show.results_markdown(found))
     if json is not None:
         try:
-            json.write_text(show.as_json(found), encoding="utf-8")
+            put(json, show.as_json(found))
         except OSError as error:
-            raise typer.BadParameter(str(error), param_hint="--json") from error
+            raise typer.BadParameter(complaint(error), param_hint="--json") from error
     if any(verdict.broken for verdicts in found.values() for verdict in verdicts):
         raise typer.Exit(1)
 

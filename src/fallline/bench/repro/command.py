@@ -20,7 +20,7 @@ from fallline.bench.repro._preset import Preset
 from fallline.bench.repro.listing import listed
 from fallline.bench.repro.reproduce import reproduce, write
 from fallline.bench.repro.watch import Watcher, results_tables
-from fallline.bench.terminal import DATABASE, checked_device, console, errors, readable_errors
+from fallline.bench.terminal import DATABASE, checked_device, console, errors, readable_errors, warn
 
 
 class Size(StrEnum):
@@ -133,7 +133,7 @@ def repro(
     with readable_errors():
         for needed in experiment.needs(design):
             find(needed)
-        with Store(out / DATABASE) as store:
+        with Store(out / DATABASE, complain=warn) as store:
             introduce(experiment, design)
             with Watcher(console) as watch, local_pool(workers) as pool:
                 record = reproduce(experiment, design, store, pool, ahead=2 * workers, watch=watch)
@@ -247,7 +247,7 @@ def introduce(experiment: Experiment, design: Design) -> None:
 
 def show_list(out: Path) -> None:
     """Every experiment in a few lines."""
-    for one in listed(out):
+    for one in listed(out, warn):
         console.print(Text.assemble((one.name, "bold"), "\n", one.summary))
         facts = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 2))
         for what, text in (("data", one.data), ("CPU", one.cpu), ("GPU", one.gpu), ("run", one.ran)):

@@ -1,12 +1,13 @@
 """What `fallline repro --list` tells of every experiment: its data, its times, whether it was run, and the record."""
 
-import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from fallline.bench.data import MissingData, find
+from fallline.bench.plain import Misfit, read
 from fallline.bench.repro import EXPERIMENTS, Design, Experiment, get_experiment
 from fallline.bench.repro._experiment import Record
 from fallline.bench.repro._preset import Preset
@@ -34,22 +35,48 @@ class Listed:
     """When and how it was run, with the place of the record; or `not run`, and why if that is known."""
 
 
-def listed(out: Path) -> Iterator[Listed]:
-    """Every experiment, with its records under `out` or in a checkout's folder of records."""
+class Known(TypedDict):
+    """What the list says of a record; there is more in it."""
+
+    design: "Asked"
+    reused: int
+    cpu_seconds: float
+    seconds: float
+    environment: dict[str, str]
+    started_at: str
+
+
+class Asked(TypedDict):
+    """Of its design."""
+
+    quick: bool
+    optimizers: list[str]
+    scale: NotRequired[str | None]
+    cases: NotRequired[list[str]]
+
+
+def listed(out: Path, complain: Callable[[str], None] = warnings.warn) -> Iterator[Listed]:
+    """Every experiment, with its records under `out` or in a checkout's folder of records.
+
+    A record that cannot be read counts as not there, and `complain` is told of it in a sentence.
+    """
     for name in EXPERIMENTS:
         experiment = get_experiment(name)
-        found = list(records(name, (out, RECORDS)))
+        found = list(records(name, (out, RECORDS), complain))
         cpu, gpu = cpu_time(experiment, found), gpu_time(experiment)
         yield Listed(name, experiment.summary, data(experiment), cpu, gpu, ran(experiment, found))
 
 
-def records(name: str, folders: Sequence[Path]) -> Iterator[tuple[Path, Record]]:
+def records(name: str, folders: Sequence[Path], complain: Callable[[str], None]) -> Iterator[tuple[Path, Record]]:
     """The records of an experiment, at either scale; of a file in two folders the first."""
     for stem in (stem_of(name), stem_of(name, "full")):
         for folder in folders:
             path = folder / f"{stem}.json"
             if path.is_file():
-                yield path, json.loads(path.read_text(encoding="utf-8"))
+                try:
+                    yield path, read(path, Known)
+                except Misfit as error:
+                    complain(f"a record cannot be read, and was left out: {error}")
                 break
 
 

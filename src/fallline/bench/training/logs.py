@@ -12,6 +12,7 @@ from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from fallline.bench.files import append, put
 from fallline.bench.loggers import PROJECT, library, plain
 from fallline.bench.names import unknown
 
@@ -37,8 +38,7 @@ class Jsonl:
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Append a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **plain(scalars)}) + "\n")
+        append(self.path, json.dumps({"step": step, **plain(scalars)}))
 
     def close(self) -> None:
         """Nothing: the file is closed after each line."""
@@ -160,8 +160,17 @@ def open_logs(
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Remove the lines of a file of JSON lines that come after a step: they will be written again."""
+    """Remove the lines of a file of JSON lines that come after a step: they will be written again.
+
+    With them go lines that were cut short, or are none.
+    """
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        put(path, "".join(line for line in lines if line.endswith("\n") and _is_until(line, step)))
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fallline.bench.display import clock
 from fallline.bench.environment import environment
-from fallline.bench.files import put
+from fallline.bench.files import append, complaint, put
 from fallline.bench.tasks import Task
 from fallline.bench.train import Outcome
 from fallline.bench.training.logs import Logs, keep_until, open_logs
@@ -46,7 +46,8 @@ def run(plan: Plan) -> int:
                 code = exit_code(ended)
         except (ValueError, OSError) as error:
             if processes.leads:
-                errors.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
+                said = complaint(error) if isinstance(error, OSError) else str(error)
+                errors.print(Text.assemble(("Error: ", "bold red"), said), soft_wrap=True)
             return 1
         processes.wait()  # who has started them ends all when one has gone: the first one has something to write
     return code
@@ -157,8 +158,7 @@ class Reporter(Listener):
         """A line of metrics; what is not finite is null."""
         place = {"step": done} | ({"epoch": done / self.epoch} if self.epoch else {})
         finite = {name: value if value is None or abs(value) < float("inf") else None for name, value in values.items()}
-        with (self.plan.out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**place, **finite}) + "\n")
+        append(self.plan.out / METRICS, json.dumps({**place, **finite}))
 
     def warn(self, sentence: str) -> None:
         """Say it, above what is shown."""

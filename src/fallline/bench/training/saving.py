@@ -1,9 +1,7 @@
 """The checkpoint of a run: all that its rest depends on, in one file that appears whole or not at all."""
 
-import uuid
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,9 @@ from torch import Tensor, nn
 
 from fallline.bench.checkpoint import uncast
 from fallline.bench.contenders import AnyOptimizer, Team
+from fallline.bench.files import replacing
+from fallline.bench.plain import Misfit, check
+from fallline.bench.train import Outcome
 from fallline.bench.training.processes import Processes
 
 NAME = "checkpoint.pt"
@@ -32,7 +33,6 @@ def save(
     Returns:
         Why it could not be written, or None. What was there before is then still there.
     """
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         state = {
             "model": whole(model.state_dict()),
@@ -41,14 +41,10 @@ def save(
             **more,
         }
         if processes.leads:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(state, unfinished)
-            unfinished.replace(path)
+            with replacing(path) as unfinished, unfinished.open("wb") as file:  # torch's own would not say: a full disk
+                torch.save(state, file)
     except Exception as error:  # pickle and torch have many ways to say that something cannot be saved
         return f"{type(error).__name__}: {error}"
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
     return None
 
 
@@ -61,10 +57,28 @@ def load(path: Path) -> dict[str, Any]:
             broken = file.testzip()  # torch writes checksums and does not look at them
         if broken is None:
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            check_saved(saved)
             return saved
+    except Misfit as error:
+        raise ValueError(f"{path} is no checkpoint of fallline train: {error}") from error
     except Exception as error:  # whatever is wrong with the file
         raise ValueError(f"{path} cannot be read, it may have been cut short: {type(error).__name__}") from error
     raise ValueError(f"{path} is damaged: {broken} is not what was written")
+
+
+def check_saved(saved: Any) -> None:
+    """`Misfit` for what somebody else has saved; the states themselves are looked at when they are loaded."""
+    lacking = {"model", "optimizer", "random", "plan", "outcome", "losses"} - set(
+        saved if isinstance(saved, dict) else ()
+    )
+    if lacking:
+        raise Misfit(f"it has no {min(lacking)}")
+    check(saved["outcome"], Outcome, "outcome")
+    outcome = Outcome(**saved["outcome"])
+    losses = saved["losses"]
+    if not outcome.curve.get("step") or not isinstance(losses, Tensor) or losses.shape != (outcome.steps,):
+        raise Misfit("its losses and its outcome are not of one run")
+    check(saved["plan"], dict[str, Any], "plan")
 
 
 def restore(saved: Mapping[str, Any], processes: Processes, model: nn.Module, optimizer: AnyOptimizer) -> None:

@@ -1,11 +1,11 @@
 """Claims about training that takes hours are read from records of `fallline repro`, where there are any."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fallline
+from fallline.bench.plain import read
 from fallline.bench.repro._experiment import Record
 from fallline.bench.repro.claims._claim import Effort, Measured, mean_of
 from fallline.bench.repro.listing import RECORDS, how
@@ -25,7 +25,7 @@ def record_of(effort: Effort, experiment: str) -> Record | None:
     for scale in ("full", "cpu"):
         path = effort.records / f"{stem_of(experiment, scale)}.json" if effort.records else None
         if path and path.is_file():
-            record: Record = json.loads(path.read_text(encoding="utf-8"))
+            record: Record = read(path, dict[str, Any])
             return record
     return None
 

@@ -4,10 +4,11 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from fallline.bench.environment import environment
 from fallline.bench.files import put
+from fallline.bench.plain import Misfit, read
 from fallline.bench.repro.claims import CLAIMS
 from fallline.bench.repro.claims._claim import Claim, Effort, Measured, Reading, Verdict, verdict, worst
 
@@ -18,6 +19,19 @@ Found = dict[str, Any]
 
 FAILED: Literal["failed"] = "failed"
 """In the place of a verdict, where measuring raised an error."""
+
+
+class Kept(TypedDict):
+    """What a record of claims must have; there is more in it."""
+
+    quick: bool
+    claims: list["Identified"]
+
+
+class Identified(TypedDict):
+    """A claim in it."""
+
+    id: str
 
 
 def begun(effort: Effort, command: str) -> dict[str, Any]:
@@ -67,11 +81,18 @@ def as_json(reading: Reading) -> dict[str, Any]:
 
 
 def keep(record: dict[str, Any], out: Path) -> Path:
-    """Write the record, whole or not at all; claims that were measured before, as quickly, and not now stay in it."""
+    """Write the record, whole or not at all; claims that were measured before, as quickly, and not now stay in it.
+
+    What stands there and is no such record stays too, under another name: it may be all that there is.
+    """
     path = out / FILE
     found = {one["id"]: one for one in record["claims"]}
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = read(path, Kept)
+        except Misfit:
+            path.replace(path.with_suffix(".unread.json"))
+            before = record
         if before["quick"] == record["quick"]:
             found = {one["id"]: one for one in before["claims"]} | found
     order = [claim.id for claim in CLAIMS if claim.id in found]
