@@ -9,7 +9,7 @@ memory, lie where their parameter lies and are shaped like it. The rest runs as 
 
 import functools
 import operator
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,8 +57,8 @@ class Known:
     strides: list[tuple[int, ...]] | None
     """Unless all lie row by row."""
 
-    apart: dict[tuple[int, ...], list["Known"]] = field(default_factory=dict)
-    """Of parameters: columns no two tensors of which share memory, and what was known of them then."""
+    apart: dict[tuple[tuple[int, bool], ...], list["Known"]] = field(default_factory=dict)
+    """Of parameters: columns, read or written, that share no memory in a way that counts; and what was known of them."""
 
     parts: dict[tuple[int, ...], "Known"] = field(default_factory=dict)
     """The same of some of the tensors."""
@@ -68,6 +68,7 @@ class Tensors(list[Tensor]):
     """A list that keeps what is known of it, for another look at a thousand tensors is seen in a step's time."""
 
     known: Known | None = None
+    stays = False  # the same tensors at every step, as parameters and state are
 
 
 def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any], salt: Tensor | None, eager: Eager) -> Tensor | None:
@@ -85,6 +86,8 @@ def launch(kernel: Kernel, lists: Lists, scalars: dict[str, Any], salt: Tensor |
         raise RuntimeError(
             f"fused=True makes code for the CPU and for CUDA, not for {device.type!r}: leave fused=False there"
         )
+    if not all(type(value) in PLAIN for value in scalars.values() if isinstance(value, Tensor)):
+        return eager(lists)
     known = _alike(lists)
     if known is not None and all(len(k.kinds) == 1 for k in known):
         return _launch(kernel, lists, known, scalars, salt, eager)
@@ -109,14 +112,16 @@ def rows_of(kernel: Kernel, lists: Lists) -> list[tuple[Tensor, ...]]:
     """A parameter and what belongs to it, for each.
 
     Raises:
-        Misfit: a tensor has another shape than its parameter.
+        Misfit: a tensor has another shape than its parameter, or no memory, in which torch itself would crash.
     """
     rows = list(zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True))
-    for p, *others in rows:
-        shape = p.shape
-        for i, t in enumerate(others, 1):
+    for row in rows:
+        p, shape = row[0], row[0].shape
+        for i, t in enumerate(row):
             if not isinstance(t, Tensor):
                 raise Misfit(kernel, i, p, f"is no tensor, but a {type(t).__name__}")
+            if _freed(t):
+                raise Misfit(kernel, i, p, f"has no memory: its storage was freed (shape {tuple(t.shape)})")
             if t.shape != shape and t.dim():
                 what = f"has the shape {tuple(t.shape)}, and the parameter has {tuple(shape)}"
                 raise Misfit(kernel, i, p, what)
@@ -198,6 +203,15 @@ def _known(ts: Sequence[Tensor], parameters: bool) -> Known | None:
     return known
 
 
+def _freed(t: Tensor) -> bool:
+    try:
+        if type(t) not in PLAIN or t.data_ptr():
+            return False
+        return bool(t.numel() and t.device.type in ENGINES and not t._is_zerotensor())
+    except RuntimeError:  # there is none by its nature
+        return False
+
+
 def _kind(row: tuple[Tensor, ...]) -> Hashable:
     """Of a row that a program can take: rows of one kind can be taken together. None of any other."""
     known = _known(row, parameters=False)
@@ -221,35 +235,39 @@ def _some(known: list[Known] | None, rows: Sequence[int], lists: Lists) -> list[
     return found
 
 
-def _strays(kernel: Kernel, lists: Lists, known: list[Known], stores: Sequence[int]) -> set[int]:
-    """Rows with a tensor to write that shares memory with another one: the order of writing counts for them."""
-    apart, written = known[0].apart, [known[i] for i in stores]
-    seen = apart.get(tuple(stores))
-    if seen is not None and all(map(operator.is_, seen, written)):
+def _strays(kernel: Kernel, lists: Lists, known: list[Known], stores: Container[int]) -> set[int]:
+    """Rows with a tensor to write that shares memory with another one: the order of writing counts for them.
+
+    Gradients are not looked at: they are others at every step, and to sort them would cost more than to use them.
+    """
+    looked = [i for i, x in enumerate(lists) if i in stores or (isinstance(x, Tensors) and x.stays)]
+    key = tuple((i, i in stores) for i in looked)
+    seen, now = known[0].apart.get(key), [known[i] for i in looked]
+    if seen is not None and all(map(operator.is_, seen, now)):
         return set()
     strays, spans = set(), []
-    for i in stores:
+    for i in looked:
         for k, (t, start) in enumerate(zip(lists[i], known[i].addresses, strict=True)):
             length = t.numel()
             if length > 1 and not t.is_contiguous():
                 length = 1
                 for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
                     if size > 1:
-                        if not stride:
-                            raise Misfit(kernel, i, lists[0][k], f"repeats elements (strides {t.stride()}): write none")
-                        if stride < length:
+                        if not stride and i in stores:
+                            what = f"repeats elements (strides {t.stride()}), and is to be written"
+                            raise Misfit(kernel, i, lists[0][k], what)
+                        if stride < length and i in stores:
                             strays.add(k)
                         length += stride * (size - 1)
-            spans.append((start, start + length * t.element_size(), k))
-    spans.sort()
-    end, owner = 0, 0
-    for start, stop, k in spans:
-        if start < end:
-            strays |= {owner, k}
-        if stop > end:
-            end, owner = stop, k
+            spans.append((start, start + length * t.element_size(), k, i in stores))
+    ends = {False: (0, 0), True: (0, 0)}  # how far those before reach, and the row: read and written
+    for start, stop, k, written in sorted(spans):
+        for other, (end, row) in ends.items():
+            if start < end and (written or other):
+                strays |= {row, k}
+        ends[written] = max(ends[written], (stop, k))
     if not strays:
-        apart[tuple(stores)] = written
+        known[0].apart[key] = now
     return strays
 
 
@@ -268,7 +286,7 @@ def _launch(
     types = tuple((name, shared[name].dtype if name in shared else None) for name in scalars)
     program = _program(kernel, tuple(columns), types, device.type)
 
-    strays = _strays(kernel, lists, known, list(program.stores))
+    strays = _strays(kernel, lists, known, program.stores)
     if strays:
 
         def act(stray: Hashable, rows: list[int], some: Lists) -> Tensor | None:
@@ -321,8 +339,8 @@ def _scalar(kernel: Kernel, name: str, value: Any, device: torch.device) -> Tens
     """A number on the device, without a copy from the host, which would wait, unless it lies there."""
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=torch.float64 if isinstance(value, float) else None, device=device)
-    if type(value) not in PLAIN or value.numel() != 1 or value.is_complex():
-        raise Misfit(kernel, name, None, f"is no real number, but a {type(value).__name__} of {tuple(value.shape)}")
+    if value.numel() != 1 or value.is_complex():
+        raise Misfit(kernel, name, None, f"is no real number, but {value.dtype} of shape {tuple(value.shape)}")
     if value.device != device or value.is_neg() or value.dtype not in _c.TYPES or value.dtype in HALF:
         exact = torch.float64 if value.is_floating_point() else torch.int64
         value = value.to(device, exact).resolve_neg()

@@ -340,7 +340,8 @@ class Optimizer(torch.optim.Optimizer):
         old = kept.get(key)
         if old is None or len(old) != len(ts) or not all(map(operator.is_, old, ts)):
             old = Tensors(ts)
-            if key[-1] != "grads":  # which must be free to go
+            old.stays = key[-1] != "grads"
+            if old.stays:
                 kept[key] = old
         return old
 

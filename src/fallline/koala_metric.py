@@ -245,7 +245,8 @@ class MetricKOALA(KOALA):
                 part = SimpleNamespace(**vars(view), kind=kind)
                 lists = {name: [ts[i] for i in mine] for name, ts in vars(view).items() if name in PER_TENSOR}
                 if kind == "adam":
-                    lists["second_moment"] = local([self.state[p]["second_moment"] for p in lists["owners"]])
+                    real = not any(map(Tensor.is_complex, lists["owners"]))
+                    lists["second_moment"] = local([self.state[p]["second_moment"] for p in lists["owners"]], real=real)
                 for name, ts in lists.items():
                     setattr(part, name, self._as_known((view.index, kind, name), ts) if view.fused else ts)
                 views.append(part)
