@@ -428,7 +428,9 @@ def test_a_parameter_that_repeats_its_elements_is_refused_and_named(name: str) -
     p = nn.Parameter(torch.ones(1).expand(4))
     optimizer = make(name, [("weight", p)], True)
     p.grad = torch.ones(4)
-    message = r"parameter of parameter 0 \(weight\) in group 0 repeats elements \(strides \(0,\)\), and is to be written"
+    message = (
+        r"parameter of parameter 0 \(weight\) in group 0 repeats elements \(strides \(0,\)\), and is to be written"
+    )
     with pytest.raises(RuntimeError, match=message):
         step(optimizer)
     assert p.tolist() == [1.0] * 4

@@ -288,7 +288,7 @@ class Program:
             # Of a vector there is one address; what is not touched need not be there.
             table.extend([0] * n if i in self.idle else places if len(places) == n else places * n)
         lengths, shared = array("q", sizes), array("q", map(Tensor.data_ptr, scalars))
-        sums = torch.empty(n, self.results, dtype=torch.float64) if self.results else None
+        sums = torch.empty(n, self.results, dtype=torch.float64, device="cpu") if self.results else None
         tables = (one.buffer_info()[0] for one in (table, lengths, shared))
         if self.function(n, *tables, 0 if sums is None else sums.data_ptr(), torch.get_num_threads()):
             raise MemoryError("no memory is left for the tables of a fused kernel")

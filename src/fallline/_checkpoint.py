@@ -113,6 +113,9 @@ def _settings(optimizer: Any, number: int, group: dict[str, Any], saved: dict[st
             right = type(value) is type(start) and value in optimizer._words.get(name, (value,))
         else:
             number_like = isinstance(value, int | float) and not isinstance(value, bool)
+            number_like = number_like and (isinstance(start, float) or isinstance(value, int))
+            if number_like:
+                saved[name] = type(start)(value)
             one = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
             right = number_like or (one and value.is_floating_point() == isinstance(start, float))
         if not right:
@@ -178,7 +181,7 @@ def _whose(found: Mapping[Any, Any]) -> str:
     """To whom a state, or a group with its settings, seems to belong: a clause, or nothing where that is not known."""
     by_state = next((who for name, who in STATES.items() if name in found and "params" not in found), None)
     if by_state is None and "params" in found:
-        fit = {cls.__name__: len(_names(cls)) for cls in _known_classes() if _names(cls) - {"target"} <= set(found)}
-        most = max(fit.values(), default=0)
-        by_state = " or ".join(sorted(name for name, count in fit.items() if count == most)) or None
+        fit = {cls: len(_names(cls) & set(found)) - 2 * len(_names(cls) - set(found)) for cls in _known_classes()}
+        best = max(fit, key=lambda cls: fit[cls])
+        by_state = " or ".join(cls.__name__ for cls in fit if issubclass(cls, best)) if fit[best] > 0 else None
     return "" if by_state is None else f": it looks like that of {by_state}"

@@ -336,7 +336,10 @@ def _like(value: Any, like: Tensor) -> Tensor:
     """A number or tensor in the precision and on the device of ``like``."""
     if isinstance(value, int | float):
         return torch.full_like(like, value)  # a copy from the host would wait for the device
-    return torch.as_tensor(value).detach().to(like)
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(value, device="cpu")
+    tensor: Tensor = value
+    return tensor.detach().to(like)
 
 
 def all_zero(groups: list[SimpleNamespace]) -> bool:

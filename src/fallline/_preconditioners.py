@@ -32,6 +32,10 @@ def fall(y: Tensor, w: Tensor) -> Tensor:
     return (y * w).sum(2)
 
 
+def _precision(p: Tensor) -> torch.dtype:
+    return torch.float32 if p.dtype in HALF else p.dtype.to_real()
+
+
 class Preconditioner:
     """One bucket's operator G: a view of the state under the bucket's first parameter.
 
@@ -47,7 +51,6 @@ class Preconditioner:
         self.parameters, self.state, self.group = list(parameters), state, group
         self.sizes = [size(p) for p in parameters]
         self.n = sum(self.sizes)
-        self.dtype = parameters[0].dtype
         self.width = state["permutations"].shape[1] if self.mixes else self.n
         self._inverse: Tensor | None = None
 
@@ -82,8 +85,7 @@ class Preconditioner:
         cls, parameters: Sequence[Tensor], group: dict[str, Any]
     ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shapes and precisions by name: float32 for half-precision parameters, else their own."""
-        n, dtype = sum(map(size, parameters)), parameters[0].real.dtype
-        dtype = torch.float32 if dtype in HALF else dtype
+        n, dtype = sum(map(size, parameters)), _precision(parameters[0])
         layers, k, _, blocks = shape = cls.shape(n, group)
         tensors: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"theta": (shape, dtype)}
         if cls.mixes:
@@ -113,17 +115,17 @@ class Preconditioner:
             for name, (shape, dtype) in cls.layout(parameters, group).items()
         }
         for order in state.get("permutations", ()):
-            order.copy_(torch.randperm(len(order), generator=generator))
+            order.copy_(torch.randperm(len(order), generator=generator, device="cpu"))
         drawn = cls.draw(sum(map(size, parameters)), group, generator)
         for layer, value in zip(state["theta"], drawn, strict=True):
             layer.copy_(value)
         return state
 
-    def retype(self) -> None:
-        """Follow the parameters to another precision."""
-        for name, (_, dtype) in self.layout(self.parameters, self.group).items():
-            self.state[name] = self.state[name].to(dtype)
-        self.dtype = self.parameters[0].dtype
+    def follow_type(self) -> None:
+        """Convert the state where the parameters' precision was changed, as ``model.double()`` does."""
+        if self.state["momentum"].dtype != _precision(self.parameters[0]):
+            for name, (_, dtype) in self.layout(self.parameters, self.group).items():
+                self.state[name] = self.state[name].to(dtype)
 
     # -- for study --------------------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ class Network(Preconditioner):
     def draw(cls, n: int, group: dict[str, Any], generator: torch.Generator) -> Iterator[Tensor]:
         depth, k, _, blocks = cls.shape(n, group)
         for _ in range(depth):
-            q, r = torch.linalg.qr(torch.randn(blocks, k, k, dtype=torch.float64, generator=generator))
+            q, r = torch.linalg.qr(torch.randn(blocks, k, k, dtype=torch.float64, generator=generator, device="cpu"))
             yield (q * r.diagonal(dim1=1, dim2=2).sign().unsqueeze(1)).permute(1, 2, 0)  # uniform over rotations
 
     def multiply(self, u: Tensor) -> Tensor:
@@ -272,8 +274,8 @@ class Residual(Preconditioner):
     def draw(cls, n: int, group: dict[str, Any], generator: torch.Generator) -> Iterator[Tensor]:
         depth = group["depth"]
         for _ in range(depth):
-            yield torch.randn(1, 1, 2 * n, dtype=torch.float64, generator=generator) / depth**0.5
-        yield torch.ones(1, 1, 2 * n)
+            yield torch.randn(1, 1, 2 * n, dtype=torch.float64, generator=generator, device="cpu") / depth**0.5
+        yield torch.ones(1, 1, 2 * n, device="cpu")
 
     def multiply(self, u: Tensor) -> Tensor:
         z = self._up(pad(u, (0, self.n))) * self.middle
@@ -338,7 +340,7 @@ class Diagonal(Preconditioner):
 
     @classmethod
     def draw(cls, n: int, group: dict[str, Any], generator: torch.Generator) -> Iterator[Tensor]:
-        yield torch.ones(cls.shape(n, group)[1:])
+        yield torch.ones(cls.shape(n, group)[1:], device="cpu")
 
     def multiply(self, u: Tensor) -> Tensor:
         return u * self.weights

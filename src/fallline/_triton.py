@@ -243,16 +243,16 @@ class _Table:
     """Where tensors lie, and how they are cut into blocks; on the device."""
 
     def __init__(self, addresses: array, sizes: array, device: torch.device) -> None:  # type: ignore[type-arg]
-        size = torch.tensor(sizes, dtype=torch.int64)
+        size = torch.tensor(sizes, dtype=torch.int64, device="cpu")
         counts = (size + BLOCK - 1) // BLOCK
         owners = torch.repeat_interleave(counts)
         first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        starts = (torch.arange(len(owners)) - first[owners]) * BLOCK
+        starts = (torch.arange(len(owners), device="cpu") - first[owners]) * BLOCK
         whole = size[owners] - starts >= BLOCK  # needs no mask, with which four elements would not be read at once
         self.blocks = len(owners)
         self.aligned = all(address % 16 == 0 for address in addresses)
         # One copy, from memory that stays: it need not be waited for, and a captured graph may make it again.
-        table = torch.tensor(addresses, dtype=torch.int64)
+        table = torch.tensor(addresses, dtype=torch.int64, device="cpu")
         parts = [table, size, owners, starts, first, whole.nonzero(), (~whole).nonzero()]
         self.host = torch.cat([part.flatten() for part in parts])
         if device.type == "cuda":

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ._foreach import clean, squared_norm
 from ._loss import Attachment, LossAware, all_zero, leave_no_trace
-from ._optimizer import Params, plain, squared_norms
+from ._optimizer import Params, squared_norms
 from ._shards import gather_anew
 
 Target = float | str | Callable[[Tensor], Tensor]
@@ -62,17 +62,8 @@ class KOALA(LossAware):
     _variance: str  # which shared scalar is the variance of the weights, where one is shared
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        defaults = {name: plain(value) for name, value in defaults.items()}
-        target = defaults["target"]
-        number = isinstance(target, int | float) and math.isfinite(target)
-        if not (target == "auto" or callable(target) or number):
-            raise ValueError(
-                f'target={target!r} is outside its range: "auto", a finite number, or a callable of the loss'
-            )
-        if defaults["maximize"] and number and target == 0:
-            raise ValueError(f"target={target!r} with maximize=True: give the value that the loss shall rise to, not 0")
         super().__init__(params, defaults)
-        lr = defaults["lr"]
+        lr = self.defaults["lr"]
         if isinstance(lr, int | float) and 0 < lr <= SMALL_LR:
             warnings.warn(
                 f"{type(self).__name__}(lr={lr!r}) hardly moves: lr is no step length here, as in Adam or SGD, but the "
@@ -81,6 +72,17 @@ class KOALA(LossAware):
                 stacklevel=3,
             )
         self._predict_covariance(self._shared())  # for the first step; with zero velocity no weight moves
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        super()._check(settings)
+        target = settings["target"]
+        number = isinstance(target, int | float) and not isinstance(target, bool) and math.isfinite(target)
+        if not ((isinstance(target, str) and target == "auto") or callable(target) or number):
+            raise ValueError(
+                f'target={target!r} is outside its range: "auto", a finite number, or a callable of the loss'
+            )
+        if settings["maximize"] and number and target == 0:
+            raise ValueError(f"target={target!r} with maximize=True: give the value that the loss shall rise to, not 0")
 
     # -- the two stages ---------------------------------------------------------------------------------------
 

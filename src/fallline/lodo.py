@@ -215,7 +215,7 @@ class LODO(Optimizer):
 
         active = [p.grad is not None for p in net.parameters]
         everyone = all(active)
-        takes_part = torch.ones_like(moved) if everyone else torch.tensor(active).to(moved)
+        takes_part = torch.ones_like(moved) if everyone else torch.tensor(active, device="cpu").to(moved)
         weight = (1 - t.beta) * (1.0 if ok is None else ok.to(m.dtype))
         m.lerp_(g, weight if everyone else weight * _spread(takes_part, net))
         lr = torch.ones_like(step_size) * t.lr
@@ -283,8 +283,7 @@ class LODO(Optimizer):
         ):
             known = self._known = [self._of_group(group) for group in groups]
         for net in (net for nets in known for net in nets):
-            if net.parameters[0].dtype != net.dtype:  # the model's was changed
-                net.retype()
+            net.follow_type()
         return known
 
     def _of_group(self, group: dict[str, Any]) -> list[Preconditioner]:
@@ -312,7 +311,7 @@ class LODO(Optimizer):
                         refuse(
                             self, f"{owners[i][3]} names parameter {at} as a member of its network, and there is none"
                         )
-                    own = {"bucket": torch.tensor(number), "place": torch.tensor(place)}
+                    own = {"bucket": torch.tensor(number, device="cpu"), "place": torch.tensor(place, device="cpu")}
                     states[listed[at]] = {**states.get(listed[at], {}), **own}
         whole = {
             i: state
