@@ -58,7 +58,7 @@ METRIC: Settings = {
     "noise and averages": {"r": 2.0, "alpha_r": 0.5, "q": 0.01, "beta": 0.0, "beta2": 0.9, "eps": 1e-6},
     "unmeasured": {"measured": False},
 }
-NO_TARGET = {"maximize": True}
+NO_TARGET = {"maximize": True, "target": 0.0}
 UNFIT = {"target": "low"}
 KOALA_ERRORS = [(NO_TARGET, "target=0.0 with maximize=True"), (UNFIT, "target='low' is outside its range")]
 

@@ -274,7 +274,7 @@ def test_networks_of_another_shape_are_refused(key: str) -> None:
 class Named(Tensor):
     """With memory of its own, and what it is asked for noted by ``__torch_function__``."""
 
-    asked: list[str] = []  # noqa: RUF012
+    asked: list[str] = []
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

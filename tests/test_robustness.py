@@ -30,6 +30,7 @@ from reference.koala_metric import WHOLE as METRIC_SETTINGS
 from reference.koala_metric import MetricKoala
 from reference.koala_pp import PlusPlus
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*hardly moves")  # learning rates are drawn
 SEED = os.environ.get("FALLLINE_SEED")
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # it would leave a folder in the tree
 
@@ -618,6 +619,7 @@ EXTREME: dict[str, Settings] = FUSED | {
     "arturo": {"lr": 0.05, "newton_iters": 8},  # the exact multiplier, which the reference has
     "lodo": {"lr": 0.1, "meta_lr": 0.01, "depth": 2},
 }
+EXTREME |= {name: {**EXTREME.get(name, {}), "target": 0.0} for name in CLASSES if name.startswith("koala")}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -271,10 +271,10 @@ class Optimizer(torch.optim.Optimizer):
                 group[name] = old[name]
             for i, p in zip(saved["params"], group["params"], strict=True):
                 state = loaded["state"].get(i)
-                if not state:
-                    self.state.pop(p, None)
+                wanted, optional = self._wanted(p, group, state or {})
+                if state is None or (not state and wanted and p.numel()):
+                    self.state.pop(p, None)  # it gets its state with its first gradient
                     continue
-                wanted, optional = self._wanted(p, group, state)
                 self.state[p] = {
                     name: value.to(p.device, (wanted if name in wanted else optional)[name].dtype, copy=True)
                     for name, value in state.items()
@@ -330,6 +330,9 @@ class Optimizer(torch.optim.Optimizer):
         for pair in {(p.dtype, own[name].dtype) for p, own in zip(ps, states, strict=True)} - right:
             for p, own in zip(ps, states, strict=True):
                 if (p.dtype, own[name].dtype) == pair:
+                    new = self._init_state(p.detach().to(own[name].dtype), group)
+                    if all(torch.equal(own[other], value) for other, value in new.items()):
+                        own.update(self._init_state(p, group))  # nothing has been learned yet
                     wanted, _ = self._wanted(p, group, own)
                     own.update({name: own[name].to(like.dtype) for name, like in wanted.items()})
                     right.add((p.dtype, own[name].dtype))

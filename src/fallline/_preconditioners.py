@@ -121,11 +121,15 @@ class Preconditioner:
             layer.copy_(value)
         return state
 
+    @property
+    def typed(self) -> bool:
+        """Whether the state is of the parameters' precision, which may have changed, as ``model.double()`` does."""
+        return self.state["momentum"].dtype == _precision(self.parameters[0])
+
     def follow_type(self) -> None:
-        """Convert the state where the parameters' precision was changed, as ``model.double()`` does."""
-        if self.state["momentum"].dtype != _precision(self.parameters[0]):
-            for name, (_, dtype) in self.layout(self.parameters, self.group).items():
-                self.state[name] = self.state[name].to(dtype)
+        """Convert the state to the parameters' precision."""
+        for name, (_, dtype) in self.layout(self.parameters, self.group).items():
+            self.state[name] = self.state[name].to(dtype)
 
     # -- for study --------------------------------------------------------------------------------------------
 

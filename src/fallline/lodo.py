@@ -283,13 +283,13 @@ class LODO(Optimizer):
         ):
             known = self._known = [self._of_group(group) for group in groups]
         for net in (net for nets in known for net in nets):
-            net.follow_type()
+            self._follow_type(net)
         return known
 
     def _of_group(self, group: dict[str, Any]) -> list[Preconditioner]:
-        """Each parameter knows its network by number, and its place in the flat vector; the device is asked once."""
+        """Each parameter knows its network by number, and its place in the flat vector."""
         here, nets = set(group["params"]), []
-        for members in _buckets({p: state for p, state in self.state.items() if "bucket" in state}):
+        for members in _buckets({p: self._numbers(p) for p, state in self.state.items() if "bucket" in state}):
             if here.isdisjoint(members):
                 continue
             state = self.state[members[0]]
@@ -300,6 +300,24 @@ class LODO(Optimizer):
                 )
             nets.append(KINDS[group["preconditioner"]](members, state, group))
         return nets
+
+    def _numbers(self, p: Tensor) -> tuple[int, int]:
+        """A parameter's network and its place there; the device is asked only once."""
+        known: dict[Tensor, tuple[Tensor, int, int]] = self.__dict__.setdefault("_known_numbers", {})
+        bucket = self.state[p]["bucket"]
+        if p not in known or known[p][0] is not bucket:
+            known[p] = bucket, int(bucket), int(self.state[p]["place"])
+        return known[p][1:]
+
+    def _follow_type(self, net: Preconditioner) -> None:
+        """The network of parameters whose dtype was changed: drawn anew if it has learned nothing, else converted."""
+        if net.typed:
+            return
+        if self._generator is None and not net.state["updates"].item() and not net.state["moved"].any().item():
+            number = self._numbers(net.parameters[0])[0]
+            net.state.update(net.allocate(net.parameters, net.group, torch.Generator().manual_seed(number)))
+        else:
+            net.follow_type()
 
     def _read(self, owners: dict[Any, Any], states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
         states = {i: dict(state) for i, state in states.items()}
@@ -319,7 +337,7 @@ class LODO(Optimizer):
             if all(isinstance(state.get(name), Tensor) and state[name].numel() == 1 for name in ("bucket", "place"))
         }
         self._loading = {}
-        for members in _buckets(whole):
+        for members in _buckets({i: (int(state["bucket"]), int(state["place"])) for i, state in whole.items()}):
             if len({id(owners[i][1]) for i in members}) > 1:
                 refuse(self, f"{owners[members[0]][3]} shares a network with a parameter of another group")
             self._loading[owners[members[0]][0]] = [owners[i][0] for i in members]
@@ -364,29 +382,21 @@ class LODO(Optimizer):
         for p in params:
             self.state[p] = {}
         for bucket in buckets:
-            number = 1 + max((int(state["bucket"]) for state in self.state.values() if "bucket" in state), default=-1)
-            network = kind.allocate(bucket, group, self._draws())
+            number = 1 + max((self._numbers(p)[0] for p, state in self.state.items() if "bucket" in state), default=-1)
+            generator = self._generator or torch.Generator().manual_seed(number)
+            network = kind.allocate(bucket, group, generator)
             for place, p in enumerate(bucket):
-                self.state[p].update(
-                    bucket=torch.tensor(number, device=p.device), place=torch.tensor(place, device=p.device)
-                )
+                own = {name: torch.tensor(n, device=p.device) for name, n in (("bucket", number), ("place", place))}
+                self.state[p].update(own)
+                self.__dict__.setdefault("_known_numbers", {})[p] = own["bucket"], number, place
             self.state[bucket[0]].update(network)
         self._known = None
 
-    def _draws(self) -> torch.Generator:
-        """What the next network is drawn from."""
-        if self._generator is not None:
-            return self._generator
-        return torch.Generator().manual_seed(sum("theta" in state for state in self.state.values()))
 
-
-def _buckets(states: Mapping[Any, Mapping[str, Tensor]]) -> list[list[Any]]:
-    """Whose states name one network, in the order of their places; network by network."""
-    if not states:
-        return []
-    numbers = torch.stack([state[name].reshape(()).cpu() for state in states.values() for name in ("bucket", "place")])
+def _buckets(numbers: Mapping[Any, tuple[int, int]]) -> list[list[Any]]:
+    """Whose numbers name one network, in the order of their places; network by network."""
     buckets: dict[int, dict[int, Any]] = {}
-    for key, (bucket, place) in zip(states, numbers.view(-1, 2).tolist(), strict=True):
+    for key, (bucket, place) in numbers.items():
         buckets.setdefault(bucket, {})[place] = key
     return [[members[place] for place in sorted(members)] for _, members in sorted(buckets.items())]
 
