@@ -27,7 +27,7 @@ def reads_nothing(Optimizer, settings, given):
             opt.step(**given(torch.tensor(1.0)))
 
 
-@promise(refusal="meta")
+@promise(may_refuse=True)
 def works_without_values(Optimizer, settings, given):
     """A step runs on torch's `meta` device, whose tensors have no values to read, or refuses it in words.
 
