@@ -19,6 +19,9 @@ from fallline.bench.check.subject import Subject
 READY = "ready"
 """What a process that tries promises says before it begins."""
 
+SUBJECT = "subject"
+"""Under which name a process answers that describes an optimizer."""
+
 
 class Outcome(StrEnum):
     """What came of a promise."""

@@ -222,16 +222,17 @@ def a_refused_load_changes_nothing(Optimizer, settings, step):
     import copy
 
     ends = []
-    for bad in ({}, {"state": None}, {"state": {1: None}}, {"state": {1: {}}}, {"param_groups": [{"params": [0, 1]}]}):
-        a, b = (torch.nn.Parameter(torch.eye(3) + i) for i in range(2))
+    for i in range(5):
+        a, b = (torch.nn.Parameter(torch.eye(3) + j) for j in range(2))
         step(opt := Optimizer([a, b], **settings), lambda a=a, b=b: (a @ b - 1).square(), times=3)
-        good = copy.deepcopy(opt.state_dict())
+        good, ones = copy.deepcopy(opt.state_dict()), torch.ones(5, 4)
+        second = [good["state"].get(1), None, "garbage", {}, dict.fromkeys(good["state"].get(1, ()), ones)][i]
         with contextlib.suppress(Exception):
-            opt.load_state_dict({**good, **bad})
+            opt.load_state_dict({**good, "state": {**good["state"], 1: second}})
             opt.load_state_dict(good)  # it was taken: undo it
         step(opt, lambda a=a, b=b: (a @ b - 1).square(), times=3)
-        ends.append(torch.stack([a, b]).detach())
-    assert all(torch.equal(end, ends[0]) for end in ends), "a load that was refused has changed the optimizer"
+        assert i == 0 or torch.equal(ends[0], b), "a load that was refused has changed the optimizer"
+        ends.append(b.detach())
 
 
 @promise()
