@@ -86,9 +86,7 @@ class Tree:
         most = limits.memory * GIB
         # What processes share is in the first sum several times. The exact one is slow, and taken above the limit only.
         if sum(map(resident, pids)) > most and (exact := sum(map(proportional, pids))) > most:
-            return (
-                f"it was ended when it took {exact / GIB:.3g} GiB of memory, more than {limits.memory:.3g}"
-            )
+            return f"it was ended when it took {exact / GIB:.3g} GiB of memory, more than {limits.memory:.3g}"
         return None
 
     def end(self, seconds: float = 10.0) -> None:

@@ -147,6 +147,7 @@ class Children:
                 look = now + LOOK
                 if met := self.exceeds(limits, now - start):
                     return self.failed(path, met)
+        self.spoilt = any((process.poll() or 0) < 0 for process in self.processes)  # a parent that the optimizer ended
         return [found[rank] for rank in sorted(found)]
 
     def exceeds(self, limits: Limits, seconds: float) -> str | None:

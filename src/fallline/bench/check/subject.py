@@ -65,33 +65,40 @@ class Subject:
 
 
 STEP = """def step(opt, losses, times=1):
+    torch.manual_seed(0)
     for _ in range(times):
         opt.zero_grad()
         """
+GIVEN = """def given(losses):
+    torch.manual_seed(0)
+    return """
 HELPERS = {
     "step": {
         "none": STEP + "losses().mean().backward()\n        opt.step()",
         "argument": STEP + "(loss := losses().mean()).backward()\n        opt.step(loss=loss.detach())",
         "examples": STEP + "(each := losses()).mean().backward()\n        opt.step(loss=each.detach())",
         "closure": """def step(opt, losses, times=1):
+    torch.manual_seed(0)
+
     def closure():
         opt.zero_grad()
         (loss := losses().mean()).backward()
         return loss
+
     for _ in range(times):
         opt.step(closure)""",
     },
     "given": {
-        "none": "def given(losses):\n    return {}",
-        "argument": "def given(losses):\n    return dict(loss=losses.detach().mean())",
-        "examples": "def given(losses):\n    return dict(loss=losses.detach())",
-        "closure": "def given(losses):\n    return dict(closure=lambda: losses.detach().mean())",
+        "none": GIVEN + "{}",
+        "argument": GIVEN + "dict(loss=losses.detach().mean())",
+        "examples": GIVEN + "dict(loss=losses.detach())",
+        "closure": GIVEN + "dict(closure=lambda: losses.detach().mean())",
     },
 }
 """What the header defines beside `Optimizer` and `settings`, for each way to give the loss.
 
 `step(opt, losses)` trains once on the mean of what the function `losses` returns; `given(losses)` is what `opt.step`
-takes where the gradients are there already.
+takes where the gradients are there already. Both seed: two optimizers that are compared draw the same random numbers.
 """
 
 MADE = """def Optimizer(*args, **settings):

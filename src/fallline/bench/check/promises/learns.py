@@ -15,7 +15,7 @@ def in_float32(Optimizer, settings, step, value):
     x, net = torch.randn(16, 5), torch.nn.Linear(5, 3, bias=False)
     y = x @ torch.randn(5, 3)
     opt = Optimizer(net.parameters(), **settings)
-    before = value(opt, lambda: (net(x) - y).square())
+    before = (net(x) - y).square().mean().item()
     step(opt, lambda: (net(x) - y).square(), times=50)
     after = value(opt, lambda: (net(x) - y).square())
     assert after < before, f"the loss went from {before:.6g} to {after:.6g} in 50 steps"
@@ -30,7 +30,7 @@ def in_float64(Optimizer, settings, step, value):
     x, net = torch.randn(16, 5).double(), torch.nn.Linear(5, 3, bias=False).double()
     y = x @ torch.randn(5, 3).double()
     opt = Optimizer(net.parameters(), **settings)
-    before = value(opt, lambda: (net(x) - y).square())
+    before = (net(x) - y).square().mean().item()
     step(opt, lambda: (net(x) - y).square(), times=50)
     after = value(opt, lambda: (net(x) - y).square())
     assert after < before, f"the loss went from {before:.6g} to {after:.6g} in 50 steps"
@@ -45,7 +45,7 @@ def a_network(Optimizer, settings, step, value):
     x, y = torch.randn(16, 5), torch.randn(16, 3)
     net = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
     opt = Optimizer(net.parameters(), **settings)
-    before = value(opt, lambda: (net(x) - y).square())
+    before = (net(x) - y).square().mean().item()
     step(opt, lambda: (net(x) - y).square(), times=50)
     after = value(opt, lambda: (net(x) - y).square())
     assert after < before, f"the loss went from {before:.6g} to {after:.6g} in 50 steps"

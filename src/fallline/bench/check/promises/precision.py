@@ -14,9 +14,9 @@ def bfloat16(Optimizer, settings, step):
     """
     opt = Optimizer([w := torch.nn.Parameter(torch.zeros(8, 8).bfloat16())], **settings)
     aim = torch.randn(8, 8)
-    step(opt, lambda: 64 * (w - aim).square(), times=10)
-    assert w.dtype == torch.bfloat16, f"after ten steps it is of {w.dtype}"
-    assert w.isfinite().all(), "after ten steps it is not finite"
+    step(opt, lambda: 64 * (w - aim).square(), times=20)
+    assert w.dtype == torch.bfloat16, f"after twenty steps it is of {w.dtype}"
+    assert w.isfinite().all(), "after twenty steps it is not finite"
     assert w.any(), "it did not move"
 
 
@@ -28,9 +28,9 @@ def float16(Optimizer, settings, step):
     """
     opt = Optimizer([w := torch.nn.Parameter(torch.zeros(8, 8).half())], **settings)
     aim = torch.randn(8, 8)
-    step(opt, lambda: 64 * (w - aim).square(), times=10)
-    assert w.dtype == torch.float16, f"after ten steps it is of {w.dtype}"
-    assert w.isfinite().all(), "after ten steps it is not finite"
+    step(opt, lambda: 64 * (w - aim).square(), times=20)
+    assert w.dtype == torch.float16, f"after twenty steps it is of {w.dtype}"
+    assert w.isfinite().all(), "after twenty steps it is not finite"
     assert w.any(), "it did not move"
 
 
@@ -41,7 +41,7 @@ def float64_is_not_rounded(Optimizer, settings, given):
     Constants and buffers in float32 take half of the digits.
     """
     opt = Optimizer([w := torch.nn.Parameter(torch.zeros(3, 3).double())], **settings)
-    for _ in range(10):
+    for _ in range(20):
         w.grad = torch.randn(3, 3, dtype=torch.float64)
         opt.step(**given(torch.tensor(1.0).double()))
     assert w.any(), "it did not move"
@@ -88,7 +88,7 @@ def scalars(Optimizer, settings, step):
     Temperatures and scales are such.
     """
     opt = Optimizer([w := torch.nn.Parameter(torch.tensor(3.0))], **settings)
-    step(opt, lambda: (w - 1).square(), times=10)
+    step(opt, lambda: (w - 1).square(), times=20)
     assert w.isfinite(), f"from 3 it went to {w.item()}"
     assert w != 3.0, "it did not move"
 
@@ -117,8 +117,8 @@ def not_contiguous(Optimizer, settings, step):
     opt = Optimizer([w], **settings)
     plain = Optimizer([v := torch.nn.Parameter(w.detach().clone(memory_format=torch.contiguous_format))], **settings)
     before = w.detach().clone()
-    step(opt, lambda: (w - 1).square(), times=10)
-    step(plain, lambda: (v - 1).square(), times=10)
+    step(opt, lambda: (w - 1).square(), times=20)
+    step(plain, lambda: (v - 1).square(), times=20)
     assert not torch.equal(w, before), "it did not move"
     torch.testing.assert_close(w, v)
 

@@ -112,9 +112,8 @@ def lr_as_a_tensor(Optimizer, settings, step):
 
     A number that changes makes torch.compile and CUDA graphs start over; a tensor does not.
     """
-    w, v = (torch.nn.Parameter(torch.ones(3, 3).double()) for _ in range(2))
-    opt = Optimizer([w], **{**settings, "lr": torch.tensor(0.125)})
-    plain = Optimizer([v], **{**settings, "lr": 0.125})
+    opt = Optimizer([w := torch.nn.Parameter(torch.randn(3, 3).double())], **{**settings, "lr": torch.tensor(0.125)})
+    plain = Optimizer([v := torch.nn.Parameter(w.detach().clone())], **{**settings, "lr": 0.125})
     schedules = [torch.optim.lr_scheduler.ExponentialLR(one, 0.5) for one in (opt, plain)]
     for _ in range(3):
         step(opt, lambda: (w - 2).square())
@@ -141,21 +140,22 @@ def a_negative_lr_in_mid_run(Optimizer, settings, step):
     assert w.isfinite().all(), "a step with a negative learning rate has left weights that are not finite"
 
 
-@promise(may_refuse=True)
+@promise()
 def a_nan_lr_in_mid_run(Optimizer, settings, step):
-    """A learning rate that becomes NaN in mid run shows in the weights, or is refused in words before they move.
+    """A learning rate that is NaN for one step shows in the weights or does no harm, whether it is refused or not.
 
-    In between lie weights that look sound and no longer train.
+    The worst are weights that look sound and no longer train.
     """
+    import contextlib
+
     opt = Optimizer([w := torch.nn.Parameter(torch.ones(3, 3))], **settings)
     step(opt, lambda: (w - 2).square(), times=3)
-    before, opt.param_groups[0]["lr"] = w.detach().clone(), float("nan")
-    try:
+    lr, opt.param_groups[0]["lr"] = opt.param_groups[0]["lr"], float("nan")
+    with contextlib.suppress(Exception):
         step(opt, lambda: (w - 2).square())
-    except Exception:
-        assert torch.equal(w, before), "it refused the learning rate NaN after it had moved"
-        raise
-    assert w.isnan().all() or torch.equal(w, before), "a step with the learning rate NaN moved to finite weights"
+    before, opt.param_groups[0]["lr"] = w.detach().clone(), lr
+    step(opt, lambda: (w - 2).square(), times=3)
+    assert w.isnan().all() or not torch.equal(w, before), "a step with the learning rate NaN has ended all training"
 
 
 @promise(unless_closure="GradScaler refuses closures")
@@ -172,7 +172,7 @@ def grad_scaler(Optimizer, settings, step, given):
         scaler.scale((losses := (w - 2).square()).mean()).backward()
         scaler.step(opt, **given(losses))
         scaler.update()
-    step(plain, lambda: (v - 2).square(), times=3)
+        step(plain, lambda: (v - 2).square())
     torch.testing.assert_close(w, v)
 
 
@@ -214,9 +214,10 @@ def accumulation(Optimizer, settings, given):
     Whatever hooks into the backward pass sees two of them.
     """
 
+    x = torch.linspace(-1, 2, 24).sin().double().view(8, 3)
+
     def train(parts, nudge=0.0):
-        x, w = torch.linspace(-1, 2, 24).sin().double().view(8, 3), torch.nn.Parameter(torch.eye(3).double() + nudge)
-        opt = Optimizer([w], **settings)
+        opt = Optimizer([w := torch.nn.Parameter(torch.eye(3).double() + nudge)], **settings)
         for _ in range(3):
             opt.zero_grad()
             for part in x.chunk(parts):
@@ -224,5 +225,4 @@ def accumulation(Optimizer, settings, given):
             opt.step(**given((x @ w).square()))
         return w
 
-    rounding = (train(1, 1e-15) - train(1)).abs().max().item()
-    torch.testing.assert_close(train(2), train(1), rtol=1e-7, atol=1e-7 + 100 * rounding)
+    assert torch.dist(train(2), train(1)) < 1e-7 + 100 * torch.dist(train(1, 1e-15), train(1)), "the weights differ"
