@@ -129,10 +129,12 @@ def made_double_afterwards(Optimizer, settings, step):
 
     Trainers cast the model when all is set up; state in the old dtype takes half of the digits.
     """
-    net, twin = torch.nn.Linear(3, 3, bias=False), torch.nn.Linear(3, 3, bias=False).double()
-    opt = Optimizer(net.parameters(), **settings)
-    net.double().load_state_dict(twin.state_dict())
-    plain = Optimizer(twin.parameters(), **settings)
+    import copy
+
+    net = torch.nn.Linear(3, 3, bias=False)
+    twin = copy.deepcopy(net).double()
+    opt, plain = Optimizer(net.parameters(), **settings), Optimizer(twin.parameters(), **settings)
+    net.double()
     step(opt, lambda: (net.weight - 1).square(), times=3)
     step(plain, lambda: (twin.weight - 1).square(), times=3)
     torch.testing.assert_close(net.weight, twin.weight, rtol=1e-12, atol=1e-12)
