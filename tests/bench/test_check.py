@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,12 +16,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.testing._internal.subclasses import WrapperSubclass
 
 import fallline
 from fallline.bench.check import show
+from fallline.bench.check.limits import Limits, status, watched
 from fallline.bench.check.promise import LINES
 from fallline.bench.check.promises import GROUPS, PROMISES
-from fallline.bench.check.run import check
+from fallline.bench.check.run import check, described
 from fallline.bench.check.subject import Loss, get_subject, parse_settings
 from fallline.bench.check.trial import Outcome, Verdict, attempt, program
 
@@ -81,7 +84,19 @@ class Sound(torch.optim.Optimizer):
         p.sub_(update)
 
     def load_state_dict(self, state_dict: Any) -> None:
+        self.inspect(state_dict)
         super().load_state_dict(copy.deepcopy(state_dict))
+
+    def inspect(self, state_dict: Any) -> None:
+        """Refuse what is no state of these parameters."""
+        for i, p in enumerate(p for group in self.param_groups for p in group["params"]):
+            self.inspect_one(p, state_dict["state"].get(i, {}))
+
+    def inspect_one(self, p: Tensor, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise ValueError(f"the state of a parameter is {state!r}, which is no dictionary")
+        if "mean" in state and state["mean"].shape != p.shape:
+            raise ValueError(f"the state is of a parameter of the shape {tuple(state['mean'].shape)}")
 
 
 class Climbs(Sound):
@@ -180,6 +195,7 @@ class ReadsStridesWrong(Sound):
 
 class SharesWhatItLoads(Sound):
     def load_state_dict(self, state_dict: Any) -> None:
+        self.inspect(state_dict)
         torch.optim.Optimizer.load_state_dict(self, state_dict)
 
 
@@ -377,6 +393,146 @@ class FollowsItsOwnLoss(Sound):
         p.sub_((update * self.scale).to(p.dtype))
 
 
+class TakesDuplicates(Sound):
+    def add_param_group(self, param_group: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            super().add_param_group(param_group)
+
+
+class WantsPythonsNumbers(Sound):
+    def __init__(self, params: Any, lr: Any = 0.1, momentum: float = 0.9, *, maximize: bool = False) -> None:
+        if not isinstance(lr, float | Tensor):
+            raise TypeError(f"lr={lr!r} is no number")
+        super().__init__(params, lr, momentum, maximize=maximize)
+
+
+class LoadsText(Sound):
+    def inspect_one(self, p: Tensor, state: Any) -> None:
+        if isinstance(state, dict):
+            super().inspect_one(p, state)
+
+
+class LoadsOtherSizes(Sound):
+    def inspect_one(self, p: Tensor, state: Any) -> None:
+        if not isinstance(state, dict):
+            super().inspect_one(p, state)
+
+
+class LooksTooLate(Sound):
+    """It refuses a state when it has loaded a part of it."""
+
+    def inspect_one(self, p: Tensor, state: Any) -> None:
+        super().inspect_one(p, state)
+        self.state[p] = copy.deepcopy(state)
+
+
+class KeepsPlaces(Sound):
+    """What it loads goes to the parameters that are at the same places."""
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, group)
+        if not torch.compiler.is_compiling():
+            self.state[p]["place"] = [id(q) for q in group["params"]].index(id(p))
+
+    def mean(self, p: Tensor) -> Tensor:
+        mean: Tensor = self.state[p].setdefault("mean", torch.zeros_like(p))
+        return mean
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            found = {self.state[p]["place"]: self.state[p] for p in group["params"] if "place" in self.state[p]}
+            for i, p in enumerate(group["params"]):
+                if i in found:
+                    self.state[p] = found[i]
+
+
+class TakesTheRoot(Sound):
+    """Of the rate, which is NaN below 0."""
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g, {**group, "lr": group["lr"] if group["lr"] >= 0 else float("nan")})
+
+
+class FoldsTheRateIn(Sound):
+    """A NaN is kept from the parameters, but not from the state."""
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        super().move(p, g if g.is_sparse else g * group["lr"], {**group, "lr": 1.0})
+
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_(torch.where(update.isnan(), 0, update))
+
+
+class SkipsSubclasses(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        if type(p.detach()) is Tensor or torch.compiler.is_compiling() or not isinstance(update, WrapperSubclass):
+            super().write(p, update)
+
+
+class CountsBackwards(Sound):
+    """It takes the mean over the backward passes, which it counts."""
+
+    def add_param_group(self, param_group: Any) -> None:
+        super().add_param_group(param_group)
+        for p in self.param_groups[-1]["params"]:
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(self.count)
+
+    def count(self, p: Tensor) -> None:
+        self.seen: Any = {**getattr(self, "seen", {}), id(p): getattr(self, "seen", {}).get(id(p), 0) + 1}
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        passes = getattr(self, "seen", {}).pop(id(p), 1)
+        super().move(p, g if passes == 1 else g / passes, group)
+
+
+class HasModes(Sound):
+    """It steps in training mode alone, and its users evaluate in the other."""
+
+    def __init__(self, params: Any, lr: Any = 0.1, momentum: float = 0.9, *, maximize: bool = False) -> None:
+        super().__init__(params, lr, momentum, maximize=maximize)
+        self.eval()
+
+    def train(self) -> None:
+        self.param_groups[0]["training"] = True
+
+    def eval(self) -> None:
+        self.param_groups[0]["training"] = False
+
+    def pass_on(self, closure: Any) -> Any:
+        if not self.param_groups[0]["training"]:
+            raise RuntimeError("call train() before you step")
+        return super().pass_on(closure)
+
+
+class Slow(Sound):
+    """At its default rate fifty steps change the loss in the fifth digit."""
+
+    def __init__(self, params: Any, lr: Any = 1e-6, momentum: float = 0.9, *, maximize: bool = False) -> None:
+        super().__init__(params, lr, momentum, maximize=maximize)
+
+
+class StartsLate(Sound):
+    """Its first steps rest."""
+
+    def write(self, p: Tensor, update: Tensor) -> None:
+        self.state[p]["steps"] = self.state[p].get("steps", 0) + 1
+        p.sub_(update * (self.state[p]["steps"] > 6))
+
+
+class Throws(Sound):
+    """It draws the length of each step."""
+
+    def pass_on(self, closure: Any) -> Any:
+        self.length = torch.rand(())
+        return super().pass_on(closure)
+
+    def write(self, p: Tensor, update: Tensor) -> None:
+        p.sub_((update * self.length.to(p.device)).to(p.dtype))
+
+
 class Collapses(Sound):
     """It crashes when it is saved, hangs when it is copied, and leaves when it is told a wrong rate."""
 
@@ -394,7 +550,7 @@ class Collapses(Sound):
 
 RESUMED = {f"state/{name}" for name in ("resumes", "resumes-from-a-file", "two-groups-resume")}
 COPIED = {"state/deepcopies", "state/pickles"}
-CHECKPOINTED = {"state/distributed-checkpoint", "state/distributed-checkpoint-flat"}
+CHECKPOINTED = {"state/distributed-checkpoint", "state/distributed-checkpoint-flat", "state/in-another-order"}
 MUTANTS: dict[type[Sound], set[str]] = {
     Sound: set(),
     Climbs: {"learns/in-float32", "learns/in-float64", "learns/a-network"},
@@ -403,7 +559,7 @@ MUTANTS: dict[type[Sound], set[str]] = {
     OneRateForAll: {"groups/own-lr"},
     NormalisesGroups: {"groups/two-alike-are-one", "precision/empty"},
     KeepsItsFirstRate: {"groups/lr-set-by-hand", "run/lr-as-a-tensor"},
-    IgnoresTheFrozen: {"groups/frozen-and-thawed"},
+    IgnoresTheFrozen: {"groups/frozen-and-thawed", "precision/made-double-afterwards"},
     MovesTheIdle: {"groups/frozen-and-thawed", "gradients/none-at-all", "gradients/one-missing"},
     WantsALoss: {"gradients/zero-gradients-without-a-loss", *CHECKPOINTED},
     WritesGradients: {"gradients/never-written"},
@@ -438,6 +594,20 @@ MUTANTS: dict[type[Sound], set[str]] = {
     BakesItsRateIn: {"speed/compiles-right"},
     CountsInPython: {"speed/compiles-once"},
     FollowsItsOwnLoss: set(),  # in one process
+    TakesDuplicates: {"contract/a-parameter-listed-twice"},
+    WantsPythonsNumbers: {"contract/numpy-numbers"},
+    LoadsText: {"state/garbage-refused"},
+    LoadsOtherSizes: {"state/other-sizes-refused"},
+    LooksTooLate: {"state/a-refused-load-changes-nothing"},
+    KeepsPlaces: {"state/in-another-order"},
+    TakesTheRoot: {"run/a-negative-lr-in-mid-run"},
+    FoldsTheRateIn: {"run/a-nan-lr-in-mid-run", "precision/nan-is-guarded-or-seen"},
+    SkipsSubclasses: {"precision/tensor-subclass"},
+    CountsBackwards: {"run/accumulation", "run/grad-scaler-skips"},
+    HasModes: set(),
+    Slow: set(),
+    StartsLate: set(),
+    Throws: set(),
 }
 """Classes, and which promises of one process each breaks."""
 
@@ -449,8 +619,14 @@ EXCUSED = {
 """What ours do not keep."""
 
 TORCHS = {
-    "sgd": {"contract/nan-lr-refused"},
-    "adamw": {"state/a-load-shares-nothing", "speed/reads-nothing"},
+    "sgd": {"contract/nan-lr-refused", "state/garbage-refused"},
+    "adamw": {
+        "state/a-load-shares-nothing",
+        "state/other-sizes-refused",
+        "state/garbage-refused",
+        "state/a-refused-load-changes-nothing",
+        "speed/reads-nothing",
+    },
 }
 """What torch's do not keep, in one process."""
 
@@ -524,6 +700,77 @@ class SparseByAccident(Sound):
         self.write(p, g.view(-1).view(p.shape))
 
 
+class NoSparseGradients(Exception):
+    """An exception of an optimizer's own."""
+
+
+class Refuses(Sound):
+    """It refuses sparse gradients by the error that its argument says."""
+
+    def __init__(self, params: Any, lr: Any = 0.1, how: str = "", always: bool = False) -> None:
+        super().__init__(params, lr)
+        self.defaults["how"], self.always = how, always
+
+    def move(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        if g.is_sparse or self.always:
+            errors = {
+                "own": NoSparseGradients(),
+                "only": RuntimeError("only supported for dense gradients"),
+                "unfinished": NotImplementedError(),
+                "silent": RuntimeError(),
+                "key": KeyError("no key for a sparse gradient"),
+                "attribute": AttributeError("a sparse gradient has no such attribute"),
+            }
+            assert self.defaults["how"] in errors
+            raise errors[self.defaults["how"]]
+        super().move(p, g, group)
+
+
+@pytest.mark.parametrize(
+    ("how", "outcome"),
+    [
+        ("own", Outcome.refused),
+        ("only", Outcome.refused),
+        ("unfinished", Outcome.refused),
+        ("an assertion", Outcome.refused),
+        ("silent", Outcome.fails),
+        ("key", Outcome.fails),
+        ("attribute", Outcome.fails),
+    ],
+)
+def test_a_refusal_is_known_by_who_wrote_it_and_not_by_its_words(how: str, outcome: Outcome) -> None:
+    promise = PROMISES["gradients/sparse"]
+    assert attempt(promise, get_subject(mutant(Refuses), {"how": how})).outcome is outcome
+    assert attempt(promise, get_subject(mutant(Refuses), {"how": how, "always": True})).outcome is Outcome.fails
+
+
+def test_an_exception_of_the_optimizers_own_refuses_a_setting_too() -> None:
+    for path in ("contract/negative-lr-refused", "contract/no-parameters-refused"):
+        verdict = attempt(PROMISES[path], get_subject(mutant(OwnErrors), {}))
+        assert (verdict.outcome, verdict.reason) == (Outcome.holds, "")
+
+
+class OwnErrors(Sound):
+    def __init__(self, params: Any, lr: Any = 0.1) -> None:
+        params = list(params)
+        assert params, "there is nothing to optimize"
+        if lr < 0:
+            raise NoSparseGradients(f"lr={lr}")
+        super().__init__(params, lr)
+
+
+def test_what_an_error_says_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, "__repr__", lambda _: "x")
+    verdict = attempt(PROMISES["run/quiet"], get_subject(mutant(Chatters), {}))
+    assert verdict.broken
+    assert len(verdict.reason) == 300
+
+
+class Chatters(Sound):
+    def write(self, p: Tensor, update: Tensor) -> None:
+        print("y" * 100_000)
+
+
 # -- reproductions ------------------------------------------------------------------------------------------------
 
 
@@ -573,7 +820,7 @@ def test_a_crash_a_hang_and_an_exit_are_failures_of_the_optimizer_alone() -> Non
     names = ["contract/negative-lr-refused", "state/resumes", "state/deepcopies", "state/keys-are-parameters"]
     promises = [PROMISES[name] for name in names]
     excuses = {names[0]: "it says so", names[3]: "not needed"}
-    verdicts = check(get_subject(mutant(Collapses), {}), promises, excuses, timeout=10.0, heard=heard.append)
+    verdicts = check(get_subject(mutant(Collapses), {}), promises, excuses, Limits(seconds=5), heard=heard.append)
     exits, crashes, hangs, holds = verdicts
     assert (exits.outcome, exits.reason) == (Outcome.excused, "it says so")
     assert crashes.reason == "its process was ended by SIGSEGV"
@@ -581,6 +828,93 @@ def test_a_crash_a_hang_and_an_exit_are_failures_of_the_optimizer_alone() -> Non
     assert [one.outcome for one in verdicts[1:]] == [Outcome.fails, Outcome.fails, Outcome.holds]
     assert heard == verdicts
     assert holds.promise == names[3]
+
+
+class Rampant(Sound):
+    """It takes whatever there is, each time in another way; what it starts ends by itself after a minute."""
+
+    def __init__(self, params: Any, lr: Any = 0.1) -> None:
+        if lr < 0:
+            for _ in range(30):
+                if os.fork() == 0:
+                    time.sleep(60)
+                    os._exit(0)
+            time.sleep(60)
+        if lr != lr:
+            os.kill(os.getppid(), signal.SIGKILL)
+        super().__init__(params, lr)
+
+    def state_dict(self) -> Any:
+        taken = []
+        while len(taken) < 400:  # 6 GiB
+            taken.append(torch.ones(2**22))
+            time.sleep(0.001)
+        time.sleep(60)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            print("z" * 100_000)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Leave a process that has left the group, and one that goes on with the programs."""
+        if not set_to_none and os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                file = Path(os.environ["LEFT_BEHIND"])
+                file.with_suffix(".part").write_text(str(os.getpid()))
+                file.with_suffix(".part").rename(file)
+                time.sleep(60)
+            os._exit(0)
+        super().zero_grad(set_to_none)
+        if not set_to_none:
+            while not Path(os.environ["LEFT_BEHIND"]).exists():
+                time.sleep(0.01)
+            os.fork()
+
+    def add_param_group(self, param_group: Any) -> None:
+        super().add_param_group(param_group)
+        if len(self.param_groups) == 2:
+            os.closerange(0, 200)
+
+
+@pytest.mark.skipif(not watched(), reason="there is no /proc")
+def test_an_optimizer_without_bounds_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEFT_BEHIND", str(tmp_path / "left"))
+    names = {
+        "contract/negative-lr-refused": r"it was ended when it had \d+ processes, more than 20",
+        "contract/nan-lr-refused": "it ended the process that had started it",
+        "state/hooks": r"it was ended when it took [\d.]+ GiB of memory, more than 1",
+        "state/deepcopies": "it was ended when it had printed more than 1 MiB",
+        "contract/lr-in-every-group": "its process ended with status 1",
+        "gradients/zero-grad": "",
+    }
+    limits = Limits(seconds=30, memory=1.0, processes=20, output=2**20)
+    verdicts = check(get_subject(mutant(Rampant), {}), [PROMISES[name] for name in names], limits=limits)
+    for verdict, reason in zip(verdicts, names.values(), strict=True):
+        assert verdict.broken == bool(reason), verdict
+        assert re.fullmatch(reason, verdict.reason), verdict
+    left = int((tmp_path / "left").read_text())
+    assert status(left)[0] in ("", "Z", "X"), "what had left the process group is still there"
+
+
+def test_an_optimizer_that_cannot_be_made_within_its_limits_is_refused_by_the_limit() -> None:
+    with pytest.raises(ValueError, match="cannot be made: it had not ended after 1 seconds"):
+        described(mutant(NeverMade), {}, None, Limits(seconds=1))
+    with pytest.raises(ValueError, match="cannot be made with these settings"):
+        described(mutant(Sound), {"rate": 1}, None, Limits())
+
+
+class NeverMade(Sound):
+    def __init__(self, params: Any, lr: Any = 0.1) -> None:
+        time.sleep(60)
+
+
+def test_a_stranger_is_described_elsewhere_as_here() -> None:
+    settings = {"lr": 0.5, "momentum": 0.25}
+    assert described(mutant(HasModes), settings, Loss.none, Limits()) == get_subject(mutant(HasModes), settings)
 
 
 # -- the command --------------------------------------------------------------------------------------------------
@@ -606,11 +940,11 @@ def test_the_command_prints_what_holds_and_how_what_fails_is_reproduced(tmp_path
     assert [path for path, outcome in outcomes.items() if outcome == "fails"] == ["contract/negative-lr-refused"]
     subject = get_subject(name, {"momentum": 0.5})
     assert program(PROMISES["contract/negative-lr-refused"], subject) in done.stdout
-    assert "9 promises: 8 kept, 1 broken." in done.stdout
+    assert "11 promises: 10 kept, 1 broken." in done.stdout
 
 
 def test_what_is_excused_does_not_fail_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(subject: Any, promises: Any, excuses: Any, timeout: float, heard: Any) -> list[Verdict]:
+    def here(subject: Any, promises: Any, excuses: Any, limits: Limits, heard: Any) -> list[Verdict]:
         heard(excused := Verdict(promises[0].path, Outcome.excused, excuses[promises[0].path]))
         return [excused]
 

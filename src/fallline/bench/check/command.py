@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.text import Text
 
 from fallline.bench.check import show
+from fallline.bench.check.limits import Limits, watched
 from fallline.bench.check.promise import Promise
 from fallline.bench.check.promises import GROUPS, PROMISES
 from fallline.bench.check.run import check as run_check
-from fallline.bench.check.subject import Loss, Subject, get_subject, parse_settings
+from fallline.bench.check.run import described
+from fallline.bench.check.subject import Loss, Subject, parse_settings
 from fallline.bench.check.trial import Verdict, program
 from fallline.bench.files import complaint, put
 from fallline.bench.names import unknown
@@ -48,7 +50,11 @@ def check(
             metavar="GROUP/NAME=REASON", help="A promise that may be broken, and why; shown as such; may come again."
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="What a promise may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Time that a promise may take.")] = 60.0,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Memory that it may take.", show_default="half of what is free, or 8"),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all verdicts there.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table, or the list, as Markdown.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="List the promises and leave.")] = False,
@@ -75,7 +81,10 @@ def check(
             console.print(show.promises_table(promises))
         return
     excuses = checked_excuses(excuse or [])
-    subjects = checked_subjects(optimizers or [], settings or [], loss)
+    limits = Limits(seconds=timeout) if memory is None else Limits(seconds=timeout, memory=memory)
+    subjects = checked_subjects(optimizers or [], settings or [], loss, limits)
+    if not watched():
+        errors.print("This system has no /proc: only the time and the output of a promise are limited.")
     found: dict[Subject, list[Verdict]] = {}
     for subject in subjects:
         with errors.status("") as status:
@@ -86,7 +95,7 @@ def check(
                 done.append(verdict)
                 status.update(Text(f"{subject.name}: {len(done)} of {len(promises)}, {verdict.promise}"))
 
-            found[subject] = run_check(subject, promises, excuses, timeout, heard)
+            found[subject] = run_check(subject, promises, excuses, limits, heard)
         if not markdown:
             report(console, subject, found[subject])
     if markdown:
@@ -134,7 +143,7 @@ def checked_excuses(written: Sequence[str]) -> dict[str, str]:
     return excuses
 
 
-def checked_subjects(names: Sequence[str], written: Sequence[str], loss: Loss | None) -> list[Subject]:
+def checked_subjects(names: Sequence[str], written: Sequence[str], loss: Loss | None, limits: Limits) -> list[Subject]:
     """The optimizers, every one imported and made once."""
     if not names:
         raise typer.BadParameter("name an optimizer, as package.module:Class; --list has the promises.")
@@ -143,6 +152,6 @@ def checked_subjects(names: Sequence[str], written: Sequence[str], loss: Loss | 
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--set") from error
     try:
-        return [get_subject(name, settings, loss) for name in dict.fromkeys(names)]
+        return [described(name, settings, loss, limits) for name in dict.fromkeys(names)]
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="OPTIMIZER") from error

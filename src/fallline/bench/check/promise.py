@@ -35,8 +35,10 @@ class Promise:
     """An argument of the class without which the promise does not apply."""
     unless_closure: str | None = None
     """Why it does not apply to a class whose step demands a closure, if it does not."""
-    refusal: str | None = None
-    """A regular expression: an error raised in words that match it keeps the promise as well."""
+    may_refuse: bool = False
+    """Whether an error in words keeps the promise as well."""
+    demands: bool = False
+    """Whether an error in words is what is promised; the program then raises if none came."""
     ranks: int = 1
     """In how many processes the program runs."""
 
@@ -76,7 +78,7 @@ def promise(**more: Any) -> Callable[[Callable[..., None]], Promise]:
     """Make a promise of a function: its docstring's first line says it, the rest tells why, the body is the program.
 
     Args:
-        more: `needs`, `unless_closure`, `refusal` and `ranks` of :class:`Promise`.
+        more: `needs`, `unless_closure`, `may_refuse`, `demands` and `ranks` of :class:`Promise`.
     """
 
     def made(body: Callable[..., None]) -> Promise:

@@ -43,6 +43,8 @@ class Subject:
     """What its constructor takes by name."""
     folder: str | None = None
     """Where the module lies, if Python does not find it by itself."""
+    modes: bool = False
+    """Whether it has `train()` and `eval()`, as Schedule-Free optimizers do."""
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the class beside its parameters: plain values, written by `repr`."""
 
@@ -53,42 +55,67 @@ class Subject:
         lines = [*own, *(["", "import torch"] if own else ["import torch"]), *(one for one in lines if one not in own)]
         if self.folder is not None:
             lines = ["import sys", f"sys.path.insert(0, {self.folder!r})", *lines]
-        lines.append(f"from {self.module} import {self.kind} as Optimizer")
+        lines.append(f"from {self.module} import {self.kind}" + ("" if self.modes else " as Optimizer"))
         written = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         lines += ["", f"settings = dict({written})" if written else "settings = {}", "torch.manual_seed(0)"]
-        helpers = [HELPERS[name][self.loss] for name in HELPERS if name in uses]
+        helpers = [MADE.format(kind=self.kind)] if self.modes else []
+        helpers += [HELPERS[name][self.loss] for name in HELPERS if name in uses]
+        helpers += [VALUE[self.modes]] if "value" in uses else []
         return "\n\n\n".join(["\n".join(lines), *helpers]) + ("\n\n\n" if helpers else "\n\n")
 
 
 STEP = """def step(opt, losses, times=1):
+    torch.manual_seed(0)
     for _ in range(times):
         opt.zero_grad()
         """
+GIVEN = """def given(losses):
+    torch.manual_seed(0)
+    return """
 HELPERS = {
     "step": {
         "none": STEP + "losses().mean().backward()\n        opt.step()",
         "argument": STEP + "(loss := losses().mean()).backward()\n        opt.step(loss=loss.detach())",
         "examples": STEP + "(each := losses()).mean().backward()\n        opt.step(loss=each.detach())",
         "closure": """def step(opt, losses, times=1):
+    torch.manual_seed(0)
+
     def closure():
         opt.zero_grad()
         (loss := losses().mean()).backward()
         return loss
+
     for _ in range(times):
         opt.step(closure)""",
     },
     "given": {
-        "none": "def given(losses):\n    return {}",
-        "argument": "def given(losses):\n    return dict(loss=losses.detach().mean())",
-        "examples": "def given(losses):\n    return dict(loss=losses.detach())",
-        "closure": "def given(losses):\n    return dict(closure=lambda: losses.detach().mean())",
+        "none": GIVEN + "{}",
+        "argument": GIVEN + "dict(loss=losses.detach().mean())",
+        "examples": GIVEN + "dict(loss=losses.detach())",
+        "closure": GIVEN + "dict(closure=lambda: losses.detach().mean())",
     },
 }
 """What the header defines beside `Optimizer` and `settings`, for each way to give the loss.
 
 `step(opt, losses)` trains once on the mean of what the function `losses` returns; `given(losses)` is what `opt.step`
-takes where the gradients are there already.
+takes where the gradients are there already. Both seed: two optimizers that are compared draw the same random numbers.
 """
+
+MADE = """def Optimizer(*args, **settings):
+    opt = {kind}(*args, **settings)
+    opt.train()
+    return opt"""
+"""What makes an optimizer that has modes, in the mode in which it steps."""
+
+VALUE = {
+    False: "def value(opt, losses):\n    return losses().mean().item()",
+    True: """def value(opt, losses):
+    opt.eval()
+    mean = losses().mean().item()
+    opt.train()
+    return mean""",
+}
+"""The mean loss, at the weights that its users evaluate: with modes or without."""
 
 
 def parse_settings(written: Sequence[str]) -> dict[str, Any]:
@@ -144,7 +171,7 @@ def get_subject(name: str, settings: Mapping[str, Any], loss: Loss | None = None
         raise ValueError(f"{name} cannot be made with these settings ({told}); give others by --set") from error
     where = module.__name__
     how = loss or told_by(kind)
-    return Subject(name, where, kind.__name__, how.value, _arguments(kind), folder, dict(settings))
+    return Subject(name, where, kind.__name__, how.value, _arguments(kind), folder, has_modes(kind), dict(settings))
 
 
 def told_by(kind: type) -> Loss:
@@ -156,6 +183,15 @@ def told_by(kind: type) -> Loss:
         return Loss.argument
     closure = parameters.get("closure")
     return Loss.closure if closure is not None and closure.default is closure.empty else Loss.none
+
+
+def has_modes(kind: type) -> bool:
+    """Whether a class has `train()` and `eval()`, which its users call before they step and before they evaluate."""
+    modes = [getattr(kind, name, None) for name in ("train", "eval")]
+    try:
+        return all(callable(one) and inspect.signature(one).bind(None) for one in modes)
+    except (TypeError, ValueError):  # they want more than an optimizer
+        return False
 
 
 def _arguments(kind: type) -> tuple[str, ...]:

@@ -57,9 +57,9 @@ def resumes_before_the_first_step(Optimizer, settings, step):
     assert torch.equal(w, v), "a run that loaded at its start takes another path"
 
 
-@promise()
+@promise(may_refuse=True)
 def two_groups_resume(Optimizer, settings, step):
-    """Two groups with rates of their own go on to the same bits, rates included.
+    """Two groups with rates of their own go on to the same bits, rates included, or are refused in words.
 
     The rate at which a run was stopped is part of it.
     """
@@ -168,20 +168,68 @@ def hooks(Optimizer, settings):
     assert notes == ["seen", "loaded"], f"of the hooks of saving and loading these ran: {notes}"
 
 
-@promise()
+@promise(demands=True)
 def another_shape_refused(Optimizer, settings):
-    """The state of a run with another number of parameters is a ValueError.
+    """The state of a run with another number of parameters is refused.
 
     It belongs to another model.
     """
     ps = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(3)]
     one, two = Optimizer(ps[:1], **settings), Optimizer(ps[1:], **settings)
-    try:
-        one.load_state_dict(two.state_dict())
-    except ValueError:
-        pass
-    else:
-        raise AssertionError("the state of two parameters was loaded for one without a word")
+    one.load_state_dict(two.state_dict())
+    raise AssertionError("the state of two parameters was loaded for one without a word")
+
+
+@promise(demands=True)
+def other_sizes_refused(Optimizer, settings, step):
+    """The state of parameters of other sizes is refused in words when it is loaded.
+
+    It ends in an obscure error later, or is broadcast to what fits.
+    """
+    import copy
+
+    opt = Optimizer([w := torch.nn.Parameter(torch.randn(3, 3))], **settings)
+    step(opt, lambda: (w - 1).square(), times=3)
+    other = Optimizer([torch.nn.Parameter(torch.randn(5, 4))], **settings)
+    other.load_state_dict(copy.deepcopy(opt.state_dict()))
+    like = [v for v in opt.state[w].values() if isinstance(v, torch.Tensor) and v.shape == w.shape]
+    assert not like, "the state of a parameter of 3 x 3 was loaded for one of 5 x 4 without a word"
+
+
+@promise(demands=True)
+def garbage_refused(Optimizer, settings, step):
+    """A state that is text where a parameter's tensors should be is refused in words when it is loaded.
+
+    A file of another program, or of another version, is loaded by mistake; the run should not begin.
+    """
+    import copy
+
+    opt = Optimizer([w := torch.nn.Parameter(torch.randn(3, 3))], **settings)
+    step(opt, lambda: (w - 1).square(), times=3)
+    state = copy.deepcopy(opt.state_dict())
+    state["state"][0] = "garbage"
+    opt.load_state_dict(state)
+    raise AssertionError("a state that is text was loaded without a word")
+
+
+@promise()
+def a_refused_load_changes_nothing(Optimizer, settings, step):
+    """Where `load_state_dict` raises, the optimizer is as before.
+
+    Who catches the error and trains on has an optimizer that is half of one run and half of another.
+    """
+    import copy
+
+    for wrong in (str, lambda state: None, lambda state: dict.fromkeys(state, torch.ones(5, 4))):
+        opt = Optimizer([a := torch.nn.Parameter(torch.eye(3)), b := torch.nn.Parameter(torch.ones(3, 3))], **settings)
+        step(opt, lambda a=a, b=b: (a @ b - 2).square(), times=3)
+        state = copy.deepcopy(opt.state_dict())
+        step(opt, lambda a=a, b=b: (a @ b - 2).square(), times=3)
+        before = repr(opt.state_dict())
+        try:
+            opt.load_state_dict({**state, "state": {**state["state"], 1: wrong(state["state"].get(1, {}))}})
+        except Exception:
+            assert repr(opt.state_dict()) == before, "a load that was refused has changed the optimizer"
 
 
 @promise()
@@ -224,3 +272,23 @@ def distributed_checkpoint_flat(Optimizer, settings, step):
     step(opt, lambda: (net.weight - 1).square(), times=3)
     step(resumed, lambda: (other.weight - 1).square(), times=3)
     assert torch.equal(net.weight, other.weight), "a run resumed from a flat state takes another path"
+
+
+@promise()
+def in_another_order(Optimizer, settings, step):
+    """Through torch.distributed.checkpoint.state_dict the state finds parameters in another order, by their names.
+
+    A model whose layers are defined or grouped in another order is the same model.
+    """
+    import copy
+
+    import torch.distributed.checkpoint.state_dict as saved
+
+    net, x = torch.nn.Sequential(*(torch.nn.Linear(3, 3, bias=False) for _ in range(2))).double(), torch.eye(3).double()
+    step(opt := Optimizer(net.parameters(), **settings), lambda: (net(x) - 1).square(), times=3)
+    other = copy.deepcopy(net)
+    resumed = Optimizer([*other.parameters()][::-1], **settings)
+    saved.set_optimizer_state_dict(other, resumed, copy.deepcopy(saved.get_optimizer_state_dict(net, opt)))
+    step(opt, lambda: (net(x) - 1).square(), times=3)
+    step(resumed, lambda: (other(x) - 1).square(), times=3)
+    torch.testing.assert_close(list(net.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-5)
