@@ -243,6 +243,7 @@ class Plain:
         elif name == "koala-orthogonal":
             alike = optimizer.defaults["metric"]
             rest = {key: optimizer.defaults[key] for key in METRIC_SETTINGS}
+            rest["target"] = 0.0 if rest["target"] == "auto" else rest["target"]  # no loss is below 0 here
             shapes = [(*p.shape, 2) if p.is_complex() else tuple(p.shape) for p, _ in owned]
             arrays = [np.array(block).reshape(shape) for block, shape in zip(blocks, shapes, strict=True)]
             decay = own["weight_decay"]

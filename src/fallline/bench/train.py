@@ -23,7 +23,11 @@ from fallline.bench.spaces import Setting
 from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
 
 RUNAWAY = 1e3
-"""A training loss this many times the first one is called divergence, even while it is still a number."""
+"""A training loss so many times its scale above the first one is called divergence, even while it is still a number.
+
+The scale is the size of the first loss or, if more, how far the loss has come down from it: so it is told of losses
+below zero, and of those that begin there, as of others.
+"""
 
 STATISTICS = 20
 """Batches of which batch norm's statistics are taken anew: as many as its running means, whose momentum is 0.1, tell
@@ -257,8 +261,11 @@ def divergence(train_losses: Tensor, measures: Mapping[str, float]) -> tuple[int
         return int(broken[0]) + 1, "the training loss is not finite"
     if not math.isfinite(measures.get("validation loss", 0.0)):
         return len(train_losses), "the validation loss is not finite"
-    if measures["train loss"] > RUNAWAY * train_losses[0].item():
-        return len(train_losses), f"the training loss is over {RUNAWAY:g} times the first one"
+    first, lowest = train_losses[0].item(), train_losses[train_losses.isfinite()].min().item()
+    scale = max(abs(first), first - lowest)
+    if scale > 0 and measures["train loss"] - first > (RUNAWAY - 1) * scale:
+        of = "the first one" if scale == first else "its scale above the first one"
+        return len(train_losses), f"the training loss is over {RUNAWAY:g} times {of}"
     return None
 
 

@@ -83,6 +83,8 @@ def _resized(task: Task, name: str, horizon: tuple[tuple[str, Any], ...]) -> Tas
     """Under a name with options; it shares the data of the one without."""
     resized = task.resized(**dict(horizon))
     resized.name = name
+    if (resized.steps, resized.batch_size) != (task.steps, task.batch_size):
+        resized.reference = None  # it is of the task's own horizon
     return resized
 
 
