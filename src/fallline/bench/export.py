@@ -162,7 +162,8 @@ def _across_lines(results: Results, across: Across) -> list[str]:
     told = (
         f"Over {listed([*map(escaped, across.tasks)])}, with 95 % intervals. The first is the interquartile mean over"
     )
-    told += " all runs, the way that from the initial to the best loss; the second is the chance that a run has a lower loss than one of the task's baseline."
+    told += " all runs, the way that from the initial to the best loss; the second is the chance that a run has a lower"
+    told += " loss than one of the task's baseline."
     return [*lines, "", told]
 
 

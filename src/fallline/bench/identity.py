@@ -208,6 +208,8 @@ def _take_in(total: Any, part: Any) -> None:
         for name in sorted(part, key=str):
             _take_in(total, str(name))
             _take_in(total, part[name])
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        _take_in(total, {field.name: getattr(part, field.name) for field in dataclasses.fields(part)})
     elif isinstance(part, Set):
         _take_in(total, sorted(map(repr, part)))
     elif isinstance(part, tuple | list | range):

@@ -235,8 +235,8 @@ class Across:
     track: str
     tasks: list[str]
     iqm: dict[str, Interval]
-    """The interquartile mean of how far the loss lies above that of each task's baseline, in per cent of the way from the
-    initial to the best loss; 0 is its equal, less is better."""
+    """The interquartile mean of how far the loss lies above that of each task's baseline, in per cent of the way from
+    the initial to the best loss; 0 is its equal, less is better."""
 
     improvement: dict[str, Interval]
     """The probability that a run has a lower loss than one of each task's baseline."""

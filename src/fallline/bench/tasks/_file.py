@@ -3,8 +3,10 @@
 import hashlib
 import importlib.util
 import inspect
+import multiprocessing.util
 import re
 import sys
+import tempfile
 import traceback
 from functools import cache
 from pathlib import Path
@@ -113,6 +115,7 @@ def _module(path: Path, source: bytes) -> ModuleType:
     if str(path.parent) not in sys.path:  # so that the file finds its neighbours, as when Python runs it
         sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
+    _let_children_import(name, path)
     try:
         # Not by the spec's loader: its bytecode cache misses a change within a second.
         exec(compile(source, path, "exec"), vars(module))
@@ -120,3 +123,21 @@ def _module(path: Path, source: bytes) -> ModuleType:
         del sys.modules[name]
         raise ValueError(describe_error(error, path)) from error
     return module
+
+
+def _let_children_import(name: str, path: Path) -> None:
+    """Make the module importable in processes that the task starts, such as a DataLoader's: they inherit `sys.path`."""
+    folder = _stubs()
+    if folder.name not in sys.path:
+        sys.path.append(folder.name)
+    code = f"__file__ = {str(path)!r}\nexec(compile(open(__file__, 'rb').read(), __file__, 'exec'))\n"
+    Path(folder.name, f"{name}.py").write_text(code, encoding="utf-8")
+    importlib.invalidate_caches()
+
+
+@cache
+def _stubs() -> "tempfile.TemporaryDirectory[str]":
+    """A folder of this process, which goes with it."""
+    folder = tempfile.TemporaryDirectory(prefix="fallline-tasks-")
+    multiprocessing.util.Finalize(None, folder.cleanup, exitpriority=0)  # where it is a worker
+    return folder
