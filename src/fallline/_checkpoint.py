@@ -151,6 +151,7 @@ def _told(value: Any) -> str:
 
 def _known_classes(base: type = torch.optim.Optimizer) -> Iterator[type]:
     """All optimizers that this process knows: torch's, ours, anybody's."""
+    cls: type
     for cls in base.__subclasses__():
         yield cls
         yield from _known_classes(cls)

@@ -327,15 +327,16 @@ class Optimizer(torch.optim.Optimizer):
         if name is None:
             return
         right = self.__dict__.setdefault("_types", set())
-        for pair in {(p.dtype, own[name].dtype) for p, own in zip(ps, states, strict=True)} - right:
-            for p, own in zip(ps, states, strict=True):
-                if (p.dtype, own[name].dtype) == pair:
-                    new = self._init_state(p.detach().to(own[name].dtype), group)
-                    if all(torch.equal(own[other], value) for other, value in new.items()):
-                        own.update(self._init_state(p, group))  # nothing has been learned yet
-                    wanted, _ = self._wanted(p, group, own)
-                    own.update({name: own[name].to(like.dtype) for name, like in wanted.items()})
-                    right.add((p.dtype, own[name].dtype))
+        for p, own in zip(ps, states, strict=True):
+            if (p.dtype, own[name].dtype) in right:
+                continue
+            wanted, _ = self._wanted(p, group, own)
+            if any(own[other].dtype != like.dtype for other, like in wanted.items()):
+                new = self._init_state(p.detach().to(own[name].dtype), group)
+                if all(torch.equal(own[other], value) for other, value in new.items()):
+                    own.update(self._init_state(p, group))  # nothing has been learned yet
+                own.update({other: own[other].to(like.dtype) for other, like in wanted.items()})
+            right.add((p.dtype, own[name].dtype))
 
     def _as_known(self, key: tuple[int | str, ...], ts: list[Tensor]) -> list[Tensor]:
         """The list of the last step if it holds the same tensors, so that they need not be looked at again."""

@@ -264,6 +264,41 @@ def test_what_a_dataclass_holds_belongs_to_the_data() -> None:
     assert checksum(Data(X)) != checksum(Data(X + 1))  # type: ignore[arg-type]
 
 
+READS = """
+import json, pathlib
+from small import Small
+RATES = json.loads((pathlib.Path(__file__).parent / "rates.json").read_text())
+class Reads(Small):
+    "Reads files beside it: in its module, as it is made, and with its first batch"
+    def __init__(self): self.scale = float(open(pathlib.Path(__file__).with_name("scale.txt")).read())
+    def batches(self, order):
+        pathlib.Path(__file__).with_name("noise.yaml").read_text()
+        yield from super().batches(order)
+"""
+
+
+def test_files_that_a_task_reads_belong_to_its_identity(folder: Path) -> None:
+    """One process a look: the task is read anew."""
+    (folder / "reads.py").write_text(READS)
+    files = {"rates.json": "[1, 2]", "scale.txt": "0.5", "noise.yaml": "a: 1", "other.txt": "is not read"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    code = "from fallline.bench.tasks import get_task; from fallline.bench.identity import checksum; "
+    code += "print(checksum(get_task('reads.py')))"
+
+    def look() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    before = look()
+    assert look() == before
+    for name, text in files.items():
+        (folder / name).write_text(text.replace("1", "3").replace("0.5", "0.25").replace("is", "was"))
+        assert (look() == before) == (name == "other.txt"), name
+        (folder / name).write_text(text)
+
+
 # -- divergence ------------------------------------------------------------------------------------------------
 
 
