@@ -114,10 +114,13 @@ def rows_of(kernel: Kernel, lists: Lists) -> list[tuple[Tensor, ...]]:
     Raises:
         Misfit: a tensor has another shape than its parameter, or no memory, in which torch itself would crash.
     """
-    rows = list(zip(*(x.unbind() if isinstance(x, Tensor) else x for x in lists), strict=True))
-    for row in rows:
-        p, shape = row[0], row[0].shape
-        for i, t in enumerate(row):
+    columns = [x.unbind() if isinstance(x, Tensor) else x for x in lists]
+    rows = list(zip(*columns, strict=True))
+    shapes = [p.shape for p in columns[0]]
+    for i, x in enumerate(columns):
+        if _usual(x, shapes):
+            continue
+        for p, shape, t in zip(columns[0], shapes, x, strict=True):
             if not isinstance(t, Tensor):
                 raise Misfit(kernel, i, p, f"is no tensor, but a {type(t).__name__}")
             if _freed(t):
@@ -201,6 +204,14 @@ def _known(ts: Sequence[Tensor], parameters: bool) -> Known | None:
     if isinstance(ts, Tensors):
         ts.known = known
     return known
+
+
+def _usual(ts: Sequence[Tensor], shapes: list[torch.Size]) -> bool:
+    """Whether a short look is enough: plain tensors of these shapes that have memory."""
+    try:
+        return PLAIN.issuperset(map(type, ts)) and all(map(Tensor.data_ptr, ts)) and [t.shape for t in ts] == shapes
+    except RuntimeError:
+        return False
 
 
 def _freed(t: Tensor) -> bool:
