@@ -230,6 +230,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.filterwarnings("ignore:.*hardly moves")
 @pytest.mark.parametrize("cls", [CoolMomentum, MomentumKOALA, ArTuRO])
 def test_a_thousand_steps_make_each_program_once(cls: Any, made: list[str], tmp_path: Path) -> None:
     """With a schedule, a gradient that comes and goes, two groups, a group that joins, a resumed checkpoint."""

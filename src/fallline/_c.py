@@ -270,8 +270,8 @@ class Program:
             self.function = ctypes.CDLL(str(compiled(source(tape)))).run
         except OSError as error:
             raise RuntimeError(
-                f"fused=True cannot keep or load its compiled code: {error}. Name a folder with room, from which programs "
-                "may run, in the variable FALLLINE_CACHE, or leave fused=False"
+                f"fused=True cannot keep or load its compiled code: {error}. Name a folder with room, from which "
+                "programs may run, in the variable FALLLINE_CACHE, or leave fused=False"
             ) from error
         self.function.argtypes = [ctypes.c_int64, *[ctypes.c_void_p] * 4, ctypes.c_int]
 
@@ -317,7 +317,7 @@ def compiled(code: str) -> Path:
 
 @functools.cache
 def _compiler(named: str) -> list[str]:
-    """The words of the command: of ``named``, the variable CC, which may hold flags or a launcher, or the usual ones."""
+    """The command's words: of ``named``, the variable CC, which may hold flags or a launcher, or the usual ones."""
     if named.strip():
         try:
             words = [named] if shutil.which(named) else shlex.split(named)  # a path may have blanks
@@ -326,8 +326,8 @@ def _compiler(named: str) -> list[str]:
             program, why = None, str(error)
         if program is None:
             raise RuntimeError(
-                f"fused=True needs a C compiler, and CC={named!r} is none: {why}. Name one there, take CC away, or leave "
-                "fused=False"
+                f"fused=True needs a C compiler, and CC={named!r} is none: {why}. Name one there, take CC away, or "
+                "leave fused=False"
             )
         return [program, *words[1:]]
     for name in ("cc", "gcc", "clang"):

@@ -50,7 +50,8 @@ def _made(folder: Path, name: str, suffix: str, make: Callable[[Path], object]) 
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / f"{name}{suffix}"
         make(made)
-        return made.replace(folder / _named(name, suffix, made))  # in one go: another process finds it whole or not
+        last = _named(name, suffix, made) or made.name
+        return made.replace(folder / last)  # in one go: another process finds it whole or not
 
 
 def _named(name: str, suffix: str, path: Path) -> str | None:

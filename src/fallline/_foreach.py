@@ -137,8 +137,8 @@ def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any], s
     sums = kernel(*wide, **scalars)
     for i, version in zip(halves, versions, strict=True):
         if wide[i]._version != version:  # what the kernel wrote to, parameter or state
-            rounded = salt is not None and not i and tensors[i].dtype == torch.bfloat16
-            tensors[i].copy_(stochastically(wide[i], salt) if rounded else wide[i])
+            drawn = salt if not i and tensors[i].dtype == torch.bfloat16 else None
+            tensors[i].copy_(wide[i] if drawn is None else stochastically(wide[i], drawn))
     return sums
 
 

@@ -58,7 +58,7 @@ class Known:
     """Unless all lie row by row."""
 
     apart: dict[tuple[tuple[int, bool], ...], list["Known"]] = field(default_factory=dict)
-    """Of parameters: columns, read or written, that share no memory in a way that counts; and what was known of them."""
+    """Of parameters: columns, read or written, that share no memory in a way that counts; what was known of them."""
 
     parts: dict[tuple[int, ...], "Known"] = field(default_factory=dict)
     """The same of some of the tensors."""
@@ -301,13 +301,14 @@ def _launch(
     if strays:
 
         def act(stray: Hashable, rows: list[int], some: Lists) -> Tensor | None:
-            if stray:
+            if stray is True:
                 return eager(some)
             return _launch(kernel, some, _some(known, rows, some), scalars, salt, eager)
 
         return _by([i in strays for i in range(len(lists[0]))], lists, act)
 
-    flat, copies = lists, []
+    flat: Lists = lists
+    copies: list[tuple[int, Tensor, Tensor]] = []
     addresses = [k.addresses for k in known]
     if any(k.strides for k in known):
         flat, copies = _flat(lists, columns, program.touched)
@@ -355,7 +356,8 @@ def _scalar(kernel: Kernel, name: str, value: Any, device: torch.device) -> Tens
     if value.device != device or value.is_neg() or value.dtype not in _c.TYPES or value.dtype in HALF:
         exact = torch.float64 if value.is_floating_point() else torch.int64
         value = value.to(device, exact).resolve_neg()
-    return value
+    number: Tensor = value
+    return number
 
 
 @functools.cache

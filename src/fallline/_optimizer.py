@@ -326,16 +326,18 @@ class Optimizer(torch.optim.Optimizer):
         name = next(iter(self._listed(ps[0])), None)
         if name is None:
             return
-        right = self.__dict__.setdefault("_types", set())
+        right: set[Any] = self.__dict__.setdefault("_types", set())
         for p, own in zip(ps, states, strict=True):
-            if (p.dtype, own[name].dtype) in right:
+            kind = p.dtype, getattr(own[name], "dtype", None)
+            if kind in right or kind[1] is None:  # what is no tensor is refused where it is used
                 continue
             wanted, _ = self._wanted(p, group, own)
-            if any(own[other].dtype != like.dtype for other, like in wanted.items()):
+            stale = [n for n, like in wanted.items() if own[n].dtype != like.dtype and _alike(own[n], like)]
+            if stale:
                 new = self._init_state(p.detach().to(own[name].dtype), group)
-                if all(torch.equal(own[other], value) for other, value in new.items()):
+                if all(torch.equal(own[n], value) for n, value in new.items()):
                     own.update(self._init_state(p, group))  # nothing has been learned yet
-                own.update({other: own[other].to(like.dtype) for other, like in wanted.items()})
+                own.update({n: own[n].to(wanted[n].dtype) for n in stale})
             right.add((p.dtype, own[name].dtype))
 
     def _as_known(self, key: tuple[int | str, ...], ts: list[Tensor]) -> list[Tensor]:
@@ -444,6 +446,11 @@ def plain(value: Any) -> Any:
     if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0:
         return value.item()
     return value
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    """Both floating-point numbers, both complex, or both neither."""
+    return a.is_floating_point() == b.is_floating_point() and a.is_complex() == b.is_complex()
 
 
 def _salt(t: SimpleNamespace) -> Tensor | None:
