@@ -54,36 +54,19 @@ def create_optimizer(name: str, params: Params, **kwargs: Any) -> torch.optim.Op
 def _find(name: str) -> type[torch.optim.Optimizer]:
     if ":" in name:
         module_name, _, class_name = name.partition(":")
-        module = None
         try:
-            module = importlib.import_module(module_name)
-            found = getattr(module, class_name)
+            found = getattr(importlib.import_module(module_name), class_name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"no optimizer {name!r}: {error}{_near(class_name, module)}") from error
-        if not _is_optimizer(found):
+            raise ValueError(f"no optimizer {name!r}: {error}") from error
+        if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
             raise ValueError(f"no optimizer {name!r}: it is no subclass of torch.optim.Optimizer")
-        made: type[torch.optim.Optimizer] = found
-        return made
+        return found
     known = {**_torchs(), **{found.__name__.lower(): found for found in OURS.values()}, **OURS}
     if name.lower() not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; fallline.list_optimizers() has the names"
         raise ValueError(f"no optimizer {name!r}{hint}")
     return known[name.lower()]
-
-
-def _near(class_name: str, module: Any) -> str:
-    """The optimizer of a module that was perhaps meant."""
-    classes = [name for name, value in vars(module).items() if _is_optimizer(value)] if module is not None else []
-    lower = {name.lower(): name for name in classes}
-    near = difflib.get_close_matches(class_name.lower(), lower, n=1)
-    if near:
-        return f"; did you mean {module.__name__}:{lower[near[0]]}?"
-    return f"; it has {', '.join(sorted(classes))}" if classes else ""
-
-
-def _is_optimizer(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
 
 
 def _torchs() -> dict[str, type[torch.optim.Optimizer]]:

@@ -268,9 +268,8 @@ def test_every_contender_learns_something(name):
     assert 1 <= len(contender.space) <= 4
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    # The middle of the space must be no place to fail; of one around a slow default, ten times that.
-    where = 0.5 if name in CONTENDERS else 0.75
-    settings = {**contender.fixed, **{name: dimension.at(where) for name, dimension in contender.space.items()}}
+    # The middle of the space must be no place to fail.
+    settings = {**contender.fixed, **{name: dimension.at(0.5) for name, dimension in contender.space.items()}}
     optimizer = contender.make(model.parameters(), settings, 50)
     points = torch.randn(64, 4)
     labels = (points[:, 0] > 0).long()
@@ -331,17 +330,3 @@ def test_unknown_names_suggest_the_nearest():
         get_task("nowhere_at_all:Task")
     with pytest.raises(ValueError, match="no task: it must be a subclass"):
         get_task("pathlib:Path")
-
-
-@pytest.mark.parametrize("name", ["adadelta", "torch.optim:LBFGS", "torch.optim:Adamax", "sgd-of-nobody"])
-def test_a_space_without_an_entry_lies_around_the_class_s_own_default(name):
-    if name == "sgd-of-nobody":
-        with pytest.raises(ValueError, match="there is no optimizer") as error:
-            get_contender(name)
-        known = str(error.value).partition("known: ")[2].rstrip(".").split(", ")
-        assert len(known) == len(set(known))
-        return
-    rate = get_contender(name).space["lr"]
-    default = {"adadelta": 1.0, "torch.optim:LBFGS": 1.0, "torch.optim:Adamax": 2e-3}[name]
-    assert (rate.low, rate.high) == pytest.approx((default / 100, default * 100))
-    assert rate.at(0.5) == pytest.approx(default)

@@ -5,9 +5,7 @@ here with its source, printed in every report, and wide enough that the best set
 gets the same number of trials: a method with more to tune pays for it.
 """
 
-import math
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -82,13 +80,8 @@ def coolmomentum(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any]
 def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """The two betas are one argument in torch."""
     settings = dict(settings)
-    alone = {name: settings.pop(name) for name in ("beta1", "beta2") if name in settings}
-    if alone and "betas" in settings:
-        raise ValueError(f"betas and {' and '.join(alone)} are given: one of them is enough")
-    betas = settings.pop("betas", (alone.get("beta1", 0.9), alone.get("beta2", 0.999)))
-    if not (isinstance(betas, tuple | list) and len(betas) == 2):
-        raise ValueError(f"betas={betas!r} is no pair of numbers, as in betas=(0.9,0.999)")
-    return torch.optim.AdamW(parameters, betas=tuple(betas), **settings)
+    betas = settings.pop("beta1", 0.9), settings.pop("beta2", 0.999)
+    return torch.optim.AdamW(parameters, betas=betas, **settings)
 
 
 def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
@@ -515,22 +508,9 @@ def _get_entry(name: str) -> Contender:
         label = next((spelled for spelled in vars(torch.optim) if spelled.lower() == name), name)
     else:
         raise unknown("optimizer", name, [*CONTENDERS, *known, "package.module:Class"])
-    space = {"lr": around_default(name)}
-    return Contender(name, label, plain(name), space, source="no entry of its own: lr alone, over a wide range")
-
-
-def around_default(name: str) -> Range:
-    """Rates over two decades to either side of the class's own default; `ANY_LR` where it has none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = fallline.create_optimizer(name, [nn.Parameter(torch.zeros(2, 2))])
-        default = made.param_groups[0].get("lr")
-    except Exception:  # whatever a class of somebody's own may raise; it says so when it is to race
-        return ANY_LR
-    if isinstance(default, int | float) and 0 < default < math.inf:
-        return Range(default / 100, default * 100)
-    return ANY_LR
+    return Contender(
+        name, label, plain(name), {"lr": ANY_LR}, source="no entry of its own: lr alone, over a wide range"
+    )
 
 
 def entered(name: str, task: Task, spaces: Mapping[str, Mapping[str, Any]]) -> Contender:

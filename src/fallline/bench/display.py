@@ -165,10 +165,8 @@ def difference(value: float | None, scale: float) -> str:
     """A signed difference to something of size `scale`, to the last place which `number` prints of that."""
     if value is None:
         return "–"
-    scale = abs(scale)  # of losses that are negative
-    if abs(value) > 100 * scale > 0:
-        told = number(value)
-        return (told if value < 0 else f"+{told}").replace("-", "−")
+    if abs(value) > 100 * scale:
+        return number(value)
     places = max(0, 2 - math.floor(math.log10(scale))) if scale > 0 else 3
     return f"{value:+.{places}f}".replace("-", "−")
 

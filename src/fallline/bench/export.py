@@ -155,15 +155,14 @@ def _across_lines(results: Results, across: Across) -> list[str]:
     """What the tasks of a track say together."""
     labels = {entry.name: entry.label for part in results.parts for entry in part.entries}
     lines = [f"## All tasks, {'shipped settings' if across.track == 'defaults' else 'tuned'}", ""]
-    lines += [_row(["optimizer", "loss above the baseline's, % of the way", "probability of improvement"])]
+    lines += [_row(["optimizer", "loss as a multiple of the baseline's", "probability of improvement"])]
     lines += [_row(["---"] * 3)]
     for name, iqm in across.iqm.items():
-        lines.append(_row([escaped(labels[name]), spread(iqm, 10.0), spread(across.improvement[name])]))
+        lines.append(_row([escaped(labels[name]), spread(iqm), spread(across.improvement[name])]))
     told = (
         f"Over {listed([*map(escaped, across.tasks)])}, with 95 % intervals. The first is the interquartile mean over"
     )
-    told += " all runs, the way that from the initial to the best loss; the second is the chance that a run has a lower"
-    told += " loss than one of the task's baseline."
+    told += " all runs; the second is the chance that a run has a lower loss than one of the task's baseline."
     return [*lines, "", told]
 
 

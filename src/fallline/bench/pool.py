@@ -100,7 +100,6 @@ def _start_worker(turn: "Synchronized[int]", devices: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     take_turn(turn, devices)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method(None, force=True)  # a DataLoader's workers start as elsewhere
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

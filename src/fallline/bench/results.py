@@ -142,8 +142,7 @@ class Result:
         """By how many per cent of another's mean loss it lies above that, over the seeds that both finished."""
         theirs, mean = other.losses, other.measure("loss")
         both = [(loss, theirs.get(number)) for number, loss in self.losses.items()]
-        size = abs(mean.mean) if mean else 0.0  # a negative one would turn better into worse
-        return interval([100 * (a - b) / size for a, b in both if size and a is not None and b is not None])
+        return interval([100 * (a - b) / mean.mean for a, b in both if mean and a is not None and b is not None])
 
     def seconds(self, clock: str = "cpu") -> float | None:
         """Median seconds of a gradient evaluation with its share of a step: `cpu` or `wall`."""
@@ -203,16 +202,6 @@ class Part:
         loss = self.baseline.measure("loss") if self.baseline else None
         return loss.mean if loss else None
 
-    def behind(self, loss: float) -> float:
-        """How far a loss lies above the baseline's mean, as a share of the way from the initial to the best loss.
-
-        So it is neither changed by a constant that is added to all losses of the task, nor by their unit.
-        """
-        best = decide.best_loss([list(entry.seeds.values()) for entry in self.entries])
-        way = 0.0 if best is None or self.initial is None else self.initial - best
-        size = way if way > 0 else abs(best or self.scale or 1.0)  # nobody came down
-        return (loss - (self.scale or 0.0)) / size
-
     @property
     def loss_name(self) -> str:
         """What is called the result."""
@@ -235,8 +224,7 @@ class Across:
     track: str
     tasks: list[str]
     iqm: dict[str, Interval]
-    """The interquartile mean of how far the loss lies above that of each task's baseline, in per cent of the way from
-    the initial to the best loss; 0 is its equal, less is better."""
+    """The interquartile mean of the loss as a multiple of each task's baseline; 1 is its equal, less is better."""
 
     improvement: dict[str, Interval]
     """The probability that a run has a lower loss than one of each task's baseline."""
@@ -458,12 +446,12 @@ def over_tasks(parts: list[Part]) -> Across | None:
         return None
     everywhere = [e.name for e in parts[0].entries if all(_ran(part, e.name) for part in parts)]
 
-    def behind(part: Part, name: str) -> list[float]:
+    def ratios(part: Part, name: str) -> list[float]:
         losses = part.get(name).losses.values()
-        return [math.inf if loss is None else 100 * part.behind(loss) for loss in losses]
+        return [math.inf if loss is None else loss / (part.scale or 1.0) for loss in losses]
 
-    theirs = [behind(part, part.baseline.name) for part in parts if part.baseline]
-    mine = {name: [behind(part, name) for part in parts] for name in everywhere}
+    theirs = [ratios(part, part.baseline.name) for part in parts if part.baseline]
+    mine = {name: [ratios(part, name) for part in parts] for name in everywhere}
     iqms = {name: stratified_interval(mine[name]) for name in everywhere}
     chances = {name: probability_of_improvement(mine[name], theirs) for name in everywhere}
     profiled = [part for part in parts if part.targets]

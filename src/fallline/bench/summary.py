@@ -61,11 +61,7 @@ def _of(word: Word, them: Sequence[Result], part: Part) -> str:
         band = difference(part.band, scale).lstrip("+")
         return f"{names} {verb} practically equal to it: the difference lies within ±{band}, of no consequence here."
     if word == "too few seeds":
-        reasons: dict[str, list[str]] = {}
-        for entry in them:
-            reasons.setdefault(entry.verdict.why if entry.verdict else "", []).append(_with_difference(entry, scale))
-        told = [f"{listed(whose)} ({why})" for why, whose in reasons.items()]
-        return f"too few seeds for a verdict on {'; '.join(told)}."
+        return f"{names}: too few seeds for a verdict ({them[0].verdict.why if them[0].verdict else ''})."
     needed = [entry.verdict.needed for entry in them if entry.verdict and entry.verdict.needed]
     more = f"; about {max(needed)} seeds would tell" if needed else ""
     return f"{names}: no evidence of a difference{more}."

@@ -20,14 +20,10 @@ from fallline.bench.checkpoint import Checkpoint, Unsaved, discard, load, restor
 from fallline.bench.contenders import DROPS, WARM_UP, AnyOptimizer, Drops, get_contender
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
-from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task, through
+from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
 
 RUNAWAY = 1e3
-"""A training loss so many times its scale above the first one is called divergence, even while it is still a number.
-
-The scale is the size of the first loss or, if more, how far the loss has come down from it: so it is told of losses
-below zero, and of those that begin there, as of others.
-"""
+"""A training loss this many times the first one is called divergence, even while it is still a number."""
 
 STATISTICS = 20
 """Batches of which batch norm's statistics are taken anew: as many as its running means, whose momentum is 0.1, tell
@@ -197,7 +193,7 @@ def evaluate(task: Task, model: nn.Module, optimizer: AnyOptimizer, split: Split
     # Ours move by one step at most. Before the first step there is one point, and everyone is measured alike.
     far = elsewhere and not isinstance(optimizer, fallline.Optimizer) and any(optimizer.state.values())
     with statistics_anew(task, model) if far else contextlib.nullcontext():
-        measures = {str(name): float(value) for name, value in task.evaluate(model, split).items()}
+        measures = {name: float(value) for name, value in task.evaluate(model, split).items()}
     if elsewhere:
         optimizer.train()  # type: ignore[union-attr]
     model.train()
@@ -244,11 +240,8 @@ def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
 def record(outcome: Outcome, measures: Mapping[str, float]) -> None:
     """Add a point to the curve; what is not a finite number is None, as JSON has no other word for it."""
     counts = {"step": float(outcome.steps), "gradient evaluations": float(outcome.gradient_evaluations)}
-    points = len(outcome.curve.get("step", []))
-    here = {**counts, "train loss": math.nan, **measures}
-    for name in {**outcome.curve, **here}:  # a measure may come late, or go
-        value = here.get(name, math.nan)
-        outcome.curve.setdefault(name, [None] * points).append(value if math.isfinite(value) else None)
+    for name, value in {**counts, "train loss": math.nan, **measures}.items():
+        outcome.curve.setdefault(name, []).append(value if math.isfinite(value) else None)
     for name, value in {"cpu seconds": outcome.cpu_seconds, "wall seconds": outcome.wall_seconds}.items():
         outcome.times.setdefault(name, []).append(round(value, 6))
 
@@ -264,11 +257,8 @@ def divergence(train_losses: Tensor, measures: Mapping[str, float]) -> tuple[int
         return int(broken[0]) + 1, "the training loss is not finite"
     if not math.isfinite(measures.get("validation loss", 0.0)):
         return len(train_losses), "the validation loss is not finite"
-    first, lowest = train_losses[0].item(), train_losses[train_losses.isfinite()].min().item()
-    scale = max(abs(first), first - lowest)
-    if scale > 0 and measures["train loss"] - first > (RUNAWAY - 1) * scale:
-        of = "the first one" if scale == first else "its scale above the first one"
-        return len(train_losses), f"the training loss is over {RUNAWAY:g} times {of}"
+    if measures["train loss"] > RUNAWAY * train_losses[0].item():
+        return len(train_losses), f"the training loss is over {RUNAWAY:g} times the first one"
     return None
 
 
@@ -355,7 +345,11 @@ class Clock:
 
 
 def to_device(batch: Batch, device: str) -> Batch:
-    """A batch with its tensors on a device, through its containers."""
+    """A batch with its tensors on a device, through tuples, lists and dictionaries."""
     if device == "cpu":
         return batch
-    return through(lambda value: value.to(device, non_blocking=True) if hasattr(value, "to") else value, batch)
+    if isinstance(batch, Mapping):
+        return {name: to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch

@@ -124,13 +124,11 @@ def parse_settings(written: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: one is no `name=value`.
     """
-    settings: dict[str, Any] = {}
+    settings = {}
     for one in written:
         name, equals, value = one.partition("=")
         if not equals or not name.strip().isidentifier():
             raise ValueError(f"{one!r} is no setting: write name=value, as in lr=0.1")
-        if name.strip() in settings:
-            raise ValueError(f"{name.strip()} is given twice")
         try:
             settings[name.strip()] = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError):

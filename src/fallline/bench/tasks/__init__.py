@@ -10,7 +10,7 @@ from fallline.bench.names import make, unknown
 from fallline.bench.tasks._check import check, make_sure
 from fallline.bench.tasks._file import fill_in, is_file, load_file
 from fallline.bench.tasks._options import HORIZON, split
-from fallline.bench.tasks._task import Batch, Schedule, Split, Task, examples, through
+from fallline.bench.tasks._task import Batch, Schedule, Split, Task
 
 TASKS = {
     "bowl": "fallline.bench.tasks.bowl:Bowl",
@@ -83,8 +83,6 @@ def _resized(task: Task, name: str, horizon: tuple[tuple[str, Any], ...]) -> Tas
     """Under a name with options; it shares the data of the one without."""
     resized = task.resized(**dict(horizon))
     resized.name = name
-    if (resized.steps, resized.batch_size) != (task.steps, task.batch_size):
-        resized.reference = None  # it is of the task's own horizon
     return resized
 
 
@@ -93,16 +91,4 @@ def no_option(base: str, options: dict[str, Any]) -> ValueError:
     return unknown(f"option of {base}", next(iter(options)), HORIZON)
 
 
-__all__ = [
-    "REAL",
-    "TASKS",
-    "Batch",
-    "Schedule",
-    "Split",
-    "Task",
-    "check",
-    "examples",
-    "get_task",
-    "make_sure",
-    "through",
-]
+__all__ = ["REAL", "TASKS", "Batch", "Schedule", "Split", "Task", "check", "get_task", "make_sure"]

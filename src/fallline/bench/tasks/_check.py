@@ -130,8 +130,8 @@ class _Trial:
             batches = self.batches(1)
             drawn = [self.next(batches, number) for number in range(2)]
             seed_torch(0, "dropout")
-            # Gradients are recorded, as in training: a loss may hold a derivative.
-            return [self.call(self.task.losses, model, batch).detach() for batch in drawn]
+            with torch.no_grad():
+                return [self.call(self.task.losses, model, batch) for batch in drawn]
 
         if not all(_same(one, other) for one, other in zip(draw(0), draw(1), strict=True)):
             raise self.complain(

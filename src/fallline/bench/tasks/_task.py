@@ -1,9 +1,8 @@
 """What a task is: a model, batches, a loss, a horizon and, where there is held-out data, how to measure on it."""
 
 import copy
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal, Self
 
@@ -165,50 +164,14 @@ class Task(ABC):
         raise NotImplementedError(f"the task {self.name} has no held-out data")
 
 
-def through(function: Callable[[Any], Any], batch: Batch) -> Batch:
-    """A batch with a function applied to all that lies within its containers, which keep their kinds.
-
-    Tuples (named ones too), lists, mappings and dataclasses are gone through. Anything else is one thing, as is a
-    container of somebody's own that has `to`, such as a packed sequence.
-    """
-    if type(batch) not in (dict, list, tuple) and hasattr(batch, "to"):
-        return function(batch)
-    if isinstance(batch, Mapping):
-        return {name: through(function, value) for name, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(through(function, value) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(through(function, value) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = copy.copy(batch)
-        for field in dataclasses.fields(batch):
-            object.__setattr__(changed, field.name, through(function, getattr(batch, field.name)))  # frozen ones too
-        return changed
-    return function(batch)
-
-
-def examples(losses: Tensor, batch: Batch) -> int:
-    """How many examples a batch has: as many as losses or, of a mean, as the first tensor within is long."""
-    lengths: list[int] = []
-
-    def look(value: Any) -> None:
-        if isinstance(value, Tensor) and value.ndim:
-            lengths.append(len(value))
-
-    if losses.ndim == 0:
-        through(look, batch)
-    return lengths[0] if lengths else losses.numel()
-
-
 def _share(batch: Batch, rank: int, ranks: int) -> Batch:
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.ndim:
-            if len(value) % ranks:
-                raise ValueError(f"a batch of {len(value)} examples cannot be cut into {ranks} equal shares")
-            size = len(value) // ranks
-            return value[rank * size : (rank + 1) * size]
-        if not isinstance(value, Tensor) and hasattr(value, "to"):
-            raise ValueError(f"a {type(value).__name__} cannot be cut into {ranks} shares: write the task's `shares`")
-        return value
-
-    return through(cut, batch)
+    if isinstance(batch, Mapping):
+        return {name: _share(value, rank, ranks) for name, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(_share(value, rank, ranks) for value in batch)
+    if not isinstance(batch, Tensor) or batch.ndim == 0:
+        return batch
+    if len(batch) % ranks:
+        raise ValueError(f"a batch of {len(batch)} examples cannot be cut into {ranks} equal shares")
+    size = len(batch) // ranks
+    return batch[rank * size : (rank + 1) * size]

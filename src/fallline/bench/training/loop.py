@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fallline.bench.checkpoint import Unsaved
 from fallline.bench.contenders import AnyOptimizer
 from fallline.bench.seeds import generator, seed_torch
-from fallline.bench.tasks import Batch, Split, Task, examples
+from fallline.bench.tasks import Batch, Split, Task
 from fallline.bench.train import (
     Clock,
     Gradients,
@@ -191,9 +191,8 @@ def train(plan: Plan, processes: Processes, listener: Listener, asked: Callable[
     tail = {"loss": losses[step - max(1, step // 10) : step].mean().item()}
     outcome.score = outcome.curve["validation loss"][-1] if task.held_out else tail["loss"]
     if plan.test:
-        measures = measured("test") if task.held_out else tail
-        outcome.result = {name: value for name, value in measures.items() if math.isfinite(value)}
-        if "loss" not in outcome.result:
+        outcome.result = measured("test") if task.held_out else tail
+        if not all(map(math.isfinite, outcome.result.values())):
             outcome.status, outcome.reason, outcome.result = "diverged", "the test loss is not finite", {}
     return ended
 
@@ -221,7 +220,7 @@ class SharedGradients(Gradients):
         if self.plan.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         self.count += 1
-        self.examples += examples(losses, batch)
+        self.examples += losses.numel()
         return losses, loss.detach()
 
 

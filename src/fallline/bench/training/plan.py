@@ -4,7 +4,6 @@ import dataclasses
 import inspect
 import math
 import shlex
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,17 +105,6 @@ def contender_of(plan: Plan, task: Task) -> Contender:
     for name in plan.settings:
         if known and name not in known:
             raise unknown(f"setting of {contender.name}", name, known)
-    if plan.settings:
-        parameters = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))]
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # they come when the run begins
-                contender.make(parameters, {**contender.variant, **plan.settings}, task.horizon)
-        except Exception as error:  # whatever an optimizer of somebody's own may raise
-            given = ", ".join(f"{name}={value!r}" for name, value in plan.settings.items())
-            text = isinstance(error, TypeError) and any(isinstance(value, str) for value in plan.settings.values())
-            why = "there is text where a number is wanted" if text else error
-            raise ValueError(f"{contender.name} does not take {given}: {why}") from error
     if plan.schedule is not None:
         contender = dataclasses.replace(contender, schedule=plan.schedule, schedule_note="")
     if plan.drops is not None:
