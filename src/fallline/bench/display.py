@@ -166,9 +166,13 @@ def difference(value: float | None, scale: float) -> str:
     if value is None:
         return "–"
     if abs(value) > 100 * scale:
-        return number(value)
+        return f"{value:+#.3g}".rstrip(".").replace("-", "−")
     places = max(0, 2 - math.floor(math.log10(scale))) if scale > 0 else 3
     return f"{value:+.{places}f}".replace("-", "−")
+
+
+TENTHS = 10.0
+"""The scale at which `difference` prints tenths: of per cents."""
 
 
 def spread(value: Interval | None, scale: float | None = None) -> str:

@@ -56,7 +56,8 @@ class Task(ABC):
     floor_name: str = ""
 
     reference: tuple[float, str] | None = None
-    """A loss that a tuned baseline is known to reach, and the source: a worse baseline raises an alarm."""
+    """A loss that a tuned baseline is known to reach over the task's own horizon, and the source: a worse baseline
+    raises an alarm. A task with fewer steps or another batch has none."""
 
     equivalence: float | None = None
     """The band of practical equivalence, in units of the loss: differences within are of no consequence. None: 1 % of
@@ -114,6 +115,8 @@ class Task(ABC):
             changed.steps = max(1, round(epochs * changed.epoch))
         if steps is not None:
             changed.steps = steps
+        if changed.steps < self.steps or changed.batch_size != self.batch_size:
+            changed.reference = None  # it is known of the task's own horizon
         changed.evaluations = min(evaluations or self.evaluations, changed.steps)
         return changed
 
