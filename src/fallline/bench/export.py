@@ -161,8 +161,9 @@ def _across_lines(results: Results, across: Across) -> list[str]:
         lines.append(_row([escaped(labels[name]), spread(iqm, TENTHS), spread(across.improvement[name])]))
     told = (
         f"Over {listed([*map(escaped, across.tasks)])}, with 95 % intervals. The first is the interquartile mean over"
+        " all runs, in per cent of the way from the initial to the best loss of each task; the second is the chance"
+        " that a run has a lower loss than one of the task's baseline."
     )
-    told += " all runs, in per cent of the way from the initial to the best loss of each task; the second is the chance that a run has a lower loss than one of the task's baseline."
     return [*lines, "", told]
 
 

@@ -198,7 +198,7 @@ class Part:
 
     @property
     def scale(self) -> float | None:
-        """The size of the losses that differences are taken from, the baseline's: to how many places they are printed."""
+        """The size of the baseline's loss, which says to how many places differences are printed."""
         loss = self.baseline.measure("loss") if self.baseline else None
         return abs(loss.mean) if loss else None
 

@@ -1,6 +1,7 @@
 """What a task is: a model, batches, a loss, a horizon and, where there is held-out data, how to measure on it."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -98,8 +99,8 @@ class Task(ABC):
             raise ValueError("the horizon is given in epochs or in steps, not in both")
         asked = {"epochs": epochs, "batch": batch_size, "steps": steps, "evaluations": evaluations}
         for name, value in asked.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value:g}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive{'' if value != math.inf else ' and finite'}, got {value:g}")
         changed = copy.copy(self)
         if batch_size is not None:
             if self.batch_size is None:
