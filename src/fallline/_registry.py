@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -63,7 +63,7 @@ def _find(name: str) -> type[torch.optim.Optimizer]:
             unknown = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
             near = _near(module_name, _modules(module_name)) if unknown else ""
             raise ValueError(f"no optimizer {name!r}: {error}{near}") from error
-        found = getattr(module, class_name, None)
+        found: Any = getattr(module, class_name, None)
         if found is None:
             has = [key for key, value in vars(module).items() if _is_optimizer(value)]
             near = _near(class_name, has) or (f"; it has {', '.join(sorted(has))}" if has else "; it has no optimizer")
@@ -77,7 +77,7 @@ def _find(name: str) -> type[torch.optim.Optimizer]:
     return known[name.lower()]
 
 
-def _is_optimizer(value: object) -> bool:
+def _is_optimizer(value: object) -> TypeGuard[type[torch.optim.Optimizer]]:
     return isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
 
 

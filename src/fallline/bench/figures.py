@@ -354,7 +354,11 @@ def sensitivity(part: Part, entry: Result) -> Figure | None:
     every = [score for e in part.entries for _, o in e.trials.values() if (score := o.score) is not None]
     bottom, top = (min(every), max(every)) if every else (0.1, 10.0)
     top = highest_drawn(part, bottom, top)
-    edge = top * (top / bottom) ** EDGE_SHARE if top > bottom > 0 else top + 0.5 * abs(top) + 1e-12
+    edge = (
+        top * (top / bottom) ** EDGE_SHARE
+        if top > bottom > 0
+        else top + (EDGE_SHARE * (top - bottom) or 0.5 * abs(top) + 1e-12)
+    )
     groups: dict[str, list[tuple[float, float, str]]] = {"finished": [], "above": [], "lost": [], "chosen": []}
     for trial, (settings, outcome) in entry.trials.items():
         rate = _rate(settings)

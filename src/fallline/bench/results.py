@@ -136,10 +136,10 @@ class Result:
         return interval([outcome.result[name] for outcome in self.finished.values() if name in outcome.result])
 
     def above(self, other: "Result") -> Interval | None:
-        """By how many per cent of another's mean loss it lies above that, over the seeds that both finished."""
+        """By how many per cent of the size of another's mean loss it lies above that, over the seeds both finished."""
         theirs, mean = other.losses, other.measure("loss")
         both = [(loss, theirs.get(number)) for number, loss in self.losses.items()]
-        return interval([100 * (a - b) / mean.mean for a, b in both if mean and a is not None and b is not None])
+        return interval([100 * (a - b) / abs(mean.mean) for a, b in both if mean and a is not None and b is not None])
 
     def seconds(self, clock: str = "cpu") -> float | None:
         """Median seconds of a gradient evaluation with its share of a step: `cpu` or `wall`."""
