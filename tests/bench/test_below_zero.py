@@ -12,7 +12,7 @@ from torch import nn
 
 from fallline.bench import design as decide
 from fallline.bench.design import Design
-from fallline.bench.display import difference
+from fallline.bench.display import difference, number
 from fallline.bench.export import export
 from fallline.bench.figures import sensitivity
 from fallline.bench.record import Race, Store
@@ -215,6 +215,7 @@ def test_a_difference_has_its_sign_whatever_it_is_taken_from():
     assert difference(99.0, 0.1) == "+99.0"
     assert difference(-99.0, 0.1) == "−99.0"
     assert difference(math.inf, 10.0) == "+inf"
+    assert [number(x) for x in (-3.98, -1e-5, 9.9e-5)] == ["−3.98", "−1.00e-05", "9.90e-05"]
     (part, _) = parts_of([[[-4.0 - i / 16 for i in range(8)]] * 3] * 2, 8.0, 0, 1)
     assert part.scale > 0
 

@@ -158,7 +158,10 @@ def seeds_cell(entry: Result, seeds: int) -> Text:
 
 def number(value: float | None, digits: int = 3) -> str:
     """So many significant digits, the trailing zeros too: a column of them can be compared."""
-    return "–" if value is None else f"{value:#.{digits}g}".rstrip(".")
+    if value is None:
+        return "–"
+    told = f"{value:#.{digits}g}".rstrip(".")
+    return f"−{told[1:]}" if told.startswith("-") else told
 
 
 def difference(value: float | None, scale: float) -> str:
