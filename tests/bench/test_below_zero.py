@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from referee import Referee
 from torch import nn
@@ -146,7 +146,8 @@ LOSS = st.integers(0, 64).map(lambda n: n / 16)
 TABLES = st.lists(st.lists(st.lists(LOSS, min_size=8, max_size=8), min_size=3, max_size=3), min_size=2, max_size=2)
 
 
-@settings(max_examples=25)
+# Without shrinking: an example takes a tenth of a second.
+@settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(TABLES, st.integers(-1000, 1000), st.sampled_from([0.25, 1.0, 8.0]))
 def test_ranks_verdicts_and_aggregates_do_not_change_with_a_constant_or_a_factor(tables, shift, factor):
     plain, moved = parts_of(tables, 8.0, 0, 1), parts_of(tables, 8.0, shift, factor)
