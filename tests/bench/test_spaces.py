@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from torch import nn
 
 import fallline
 from fallline.arturo import PUBLISHED
+from fallline.bench.commands import plain_spaces
 from fallline.bench.contenders import ANY_LR, CONTENDERS, Team, entered, get_contender
 from fallline.bench.spaces import Choice, Range, as_plain, dimension, edge, extended, read_spaces, trials
 from fallline.bench.tasks import get_task
@@ -429,3 +431,16 @@ def test_names_that_are_known_stand_once():
         get_contender("zzzzz")
     names = str(refused.value).partition("known: ")[2].rstrip(".").split(", ")
     assert len(names) == len(set(names))
+
+
+def test_a_table_of_spaces_is_named_as_an_optimizer_may_be_typed_and_none_is_lost(tmp_path):
+    path = tmp_path / "spaces.toml"
+    path.write_text("[AdamW]\nweight_decay = 0.1\n", encoding="utf-8")
+    assert plain_spaces(path) == {"adamw": {"weight_decay": 0.1}}
+    for text, told in (
+        ("[sgx]\nlr = 0.1\n", "did you mean sgd"),
+        ("[SGD]\nlr = 0.1\n[sgd]\nlr = 0.2\n", "changes sgd, which another table has changed"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(typer.BadParameter, match=told):
+            plain_spaces(path)
