@@ -86,6 +86,11 @@ def percent(value: float) -> str:
     return f"{value:+,.{1 if abs(value) < 100 else 0}f}".replace("-", "−")
 
 
+def relative(loss: float, base: float) -> float:
+    """How far a loss lies above another, as a share of the size of that: right in sign whatever the signs of both."""
+    return (loss - base) / abs(base)
+
+
 def around(bounds: Sequence[float | None], show: Any, scale: float = 1.0) -> str:
     """`mean [low, high]`."""
     mean, low, high = [None if one is None else show(scale * one) for one in bounds]
@@ -163,7 +168,8 @@ def over_tasks(found: Sequence[Record], name: str) -> str:
     for record in found:
         one, against = entry(record, name), entry(record, record["tracks"]["tuned"]["baseline"])
         if one and one["losses"] and against and against["loss"]:
-            ratios.append([math.inf if loss is None else loss / against["loss"][0] for loss in one["losses"]])
+            base = against["loss"][0]
+            ratios.append([math.inf if loss is None else 1 + relative(loss, base) for loss in one["losses"]])
     if not ratios:
         return "–"
     found_here = stratified_interval(ratios)
@@ -243,7 +249,7 @@ def against(verdict: Record | None, mine: Record | None) -> str:
     if not verdict["difference"] or not mine or not mine["loss"]:
         return MARKS[verdict["word"]]
     theirs = mine["loss"][0] - verdict["difference"][0]
-    return f"{around(verdict['difference'], percent, 100 / theirs)} {MARKS[verdict['word']]}"
+    return f"{around(verdict['difference'], percent, 100 / abs(theirs))} {MARKS[verdict['word']]}"
 
 
 def tuning(found: Sequence[Record]) -> str:
@@ -277,7 +283,7 @@ def best_of(record: Record, best: Sequence[float] | None, budgets: Sequence[int]
     aim = goal(record)
     if not best or aim is None:
         return "–"
-    return " / ".join(percent(100 * (best[k - 1] / aim - 1)) for k in budgets if k <= len(best))
+    return " / ".join(percent(100 * relative(best[k - 1], aim)) for k in budgets if k <= len(best))
 
 
 def trials_needed(record: Record, best: Sequence[float] | None) -> str:
@@ -305,7 +311,7 @@ def part(record: Record) -> str:
     tuned, where = record["tracks"]["tuned"], record["environment"]
     known = {entrant["name"]: entrant for entrant in record["entrants"]}
     base = entry(record, tuned["baseline"]) if tuned["baseline"] else None
-    scale = 100 / base["loss"][0] if base and base["loss"] else None
+    scale = 100 / abs(base["loss"][0]) if base and base["loss"] else None
     head = ["optimizer", "role", record["loss"], "accuracy, %", "against the best baseline, %", "", "p (Holm)"]
     rows = []
     for one in tuned["entries"]:

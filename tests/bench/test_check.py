@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import json
+import math
 import os
 import re
 import signal
@@ -991,6 +992,11 @@ def test_settings_are_python_s_literals_or_text() -> None:
     asked = ["lr=0.1", "betas=(0.9, 0.99)", "fused=True", "scope=tensor", "r=None", "note=a=b"]
     wanted = {"lr": 0.1, "betas": (0.9, 0.99), "fused": True, "scope": "tensor", "r": None, "note": "a=b"}
     assert parse_settings(asked) == wanted
+    asked = ["a=false", "b=TRUE", "c=inf", "d=1e-3", "e=+.5", "f=", "g=((((", "h={[]:1}"]
+    wanted = {"a": False, "b": True, "c": math.inf, "d": 1e-3, "e": 0.5, "f": "", "g": "((((", "h": "{[]:1}"}
+    assert parse_settings(asked) == wanted
+    with pytest.raises(ValueError, match="lr is given twice"):
+        parse_settings(["lr=0.1", "lr=0.1"])
     assert (
         get_subject("adamw", {"betas": (0.9, 0.99)})
         .header("", ())

@@ -19,7 +19,7 @@ from referee import Inline, Referee
 
 from fallline.bench import export as exports
 from fallline.bench import prints
-from fallline.bench.display import number, spread
+from fallline.bench.display import TENTHS, number, spread
 from fallline.bench.export import export
 from fallline.bench.figures import COLOURS
 from fallline.bench.record import Store
@@ -275,7 +275,7 @@ def test_markdown_prints_the_numbers_of_the_race(held, tmp_path):
     for across, (_, *rows) in zip(held.across, tables[len(held.parts) :], strict=False):
         labels = [held.parts[0].get(name).label for name in across.iqm]
         assert [row[:2] for row in rows] == [
-            [label, spread(iqm)] for label, iqm in zip(labels, across.iqm.values(), strict=True)
+            [label, spread(iqm, TENTHS)] for label, iqm in zip(labels, across.iqm.values(), strict=True)
         ]
     assert code == ["fallline race\n"]
     assert ["torch", held.race.setting["environment"]["torch"]] in tables[-1]

@@ -17,7 +17,7 @@ from fallline.bench import figures, report
 from fallline.bench.changes import changes
 from fallline.bench.contenders import CONTENDERS, get_contender
 from fallline.bench.design import Design
-from fallline.bench.display import difference, number
+from fallline.bench.display import TENTHS, difference, number
 from fallline.bench.record import Entry, Race, Store
 from fallline.bench.results import Alarm, Part, Result, results
 from fallline.bench.summary import duration
@@ -201,7 +201,7 @@ def test_the_numbers_are_the_records(held, cliff):
 
 def test_numbers_are_printed_to_what_they_are_worth():
     assert [number(x) for x in (0.1, 14.68, 123.4, 1234.0, None)] == ["0.100", "14.7", "123", "1.23e+03", "–"]
-    assert [difference(x, 0.115) for x in (0.00179, -0.0066, 0.5, 99.0)] == ["+0.002", "−0.007", "+0.500", "99.0"]
+    assert [difference(x, 0.115) for x in (0.00179, -0.0066, 0.5, 99.0)] == ["+0.002", "−0.007", "+0.500", "+99.0"]
     assert [difference(x, 14.7) for x in (1.26, -2.0)] == ["+1.3", "−2.0"]
     assert [report.size(x) for x in (0, 999, 1000, 35_900, 2.5e6, 7e9)] == [
         "0 B", "999 B", "1.0 kB", "35.9 kB", "2.5 MB", "7.0 GB",
@@ -595,7 +595,7 @@ def test_several_tasks_are_told_together(store):
     rows = Reader(report.page(found)).rows("across0")
     assert list(rows) == [found.parts[0].get(name).label for name in across.iqm]
     for name, label in (("adamw", "AdamW"), ("sgd", "SGD"), ("koala-m", "KOALA-M")):
-        assert rows[label][1].startswith(number(across.iqm[name].mean))
+        assert rows[label][1].startswith(difference(across.iqm[name].mean, TENTHS))
         assert rows[label][2].startswith(f"{100 * across.improvement[name].mean:.0f} %")
 
 

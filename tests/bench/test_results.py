@@ -9,6 +9,8 @@ from fallline.bench.design import Design
 from fallline.bench.record import Race
 from fallline.bench.results import Result, compare, first_hit, over_tasks
 from fallline.bench.spaces import Range, as_plain
+from fallline.bench.summary import verdicts
+from fallline.bench.tasks import get_task
 from fallline.bench.train import Outcome
 
 TASK = {"summary": "by hand", "steps": 100, "held_out": True, "floor": None, "equivalence": None, "reference": None}
@@ -142,6 +144,29 @@ def test_a_baseline_below_what_is_known_raises_an_alarm():
     assert part(entry("sgd", [x - 0.2 for x in SEEDS]), about=known).get("sgd").alarms == []
 
 
+def test_a_reference_is_of_the_tasks_own_horizon():
+    bowl = get_task("bowl")
+    assert bowl.describe()["reference"] is not None
+    assert get_task("bowl@steps=50").describe()["reference"] is None
+    assert get_task(f"bowl@steps={2 * bowl.steps}").describe()["reference"] == bowl.reference
+    digits = get_task("digits")
+    assert digits.resized(batch_size=2 * digits.batch_size).reference is None
+
+
+def test_too_few_seeds_has_a_reason_for_each():
+    lost = entry("lost", [None, *[0.6] * 3], ours=True)
+    few = entry("few", [0.7, 0.6, 0.65, 0.61], ours=True)
+    found = part(entry("sgd", SEEDS[:4]), few, lost)
+    assert {found.get(name).verdict.word for name in ("lost", "few")} == {"too few seeds"}
+    (told,) = [sentence for sentence in verdicts(found) if "too few seeds" in sentence]
+    for name in ("lost", "few"):
+        assert found.get(name).verdict.why in told
+    assert found.get("lost").verdict.why != found.get("few").verdict.why
+    alike = part(entry("sgd", SEEDS[:4]), few, entry("more", [0.7, 0.6, 0.66, 0.61], ours=True))
+    (told,) = [sentence for sentence in verdicts(alike) if "too few seeds" in sentence]
+    assert told.count(alike.get("few").verdict.why) == 1
+
+
 def test_shipped_settings_have_a_baseline_of_their_own():
     mine = entry("mine", [x - 0.1 for x in SEEDS], trials=(), ours=True)
     found = part(entry("sgd", SEEDS, trials=()), mine, track="defaults")
@@ -172,8 +197,8 @@ def test_over_tasks_everything_is_relative_to_the_baseline():
     ]
     across = over_tasks(parts)
     assert across.tasks == ["one", "two"]
-    assert across.iqm["mine"].mean == pytest.approx(0.5, abs=0.02)
-    assert across.iqm["sgd"].mean == pytest.approx(1.0, abs=0.02)
+    assert across.iqm["mine"].mean == pytest.approx(100 * (0.25 - 0.5) / (2.0 - 0.25), abs=0.5)
+    assert across.iqm["sgd"].mean == pytest.approx(0.0, abs=0.5)
     assert across.improvement["mine"].mean == 1.0
     assert across.improvement["sgd"].mean == 0.5
     assert list(across.iqm) == ["mine", "sgd"]

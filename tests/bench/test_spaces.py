@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from torch import nn
 
 import fallline
 from fallline.arturo import PUBLISHED
-from fallline.bench.contenders import CONTENDERS, Team, get_contender
+from fallline.bench.commands import plain_spaces
+from fallline.bench.contenders import ANY_LR, CONTENDERS, Team, entered, get_contender
 from fallline.bench.spaces import Choice, Range, as_plain, dimension, edge, extended, read_spaces, trials
 from fallline.bench.tasks import get_task
 
@@ -283,7 +285,8 @@ def test_every_contender_learns_something(name):
         else:
             optimizer.step()
         losses.append(each.mean().item())
-    assert losses[-1] < 0.9 * losses[0]
+    # Without an entry the middle is the class's own default, which may be slow.
+    assert losses[-1] < (0.9 if name in CONTENDERS else 0.99) * losses[0]
 
 
 def test_arturo_searches_around_every_published_setting():
@@ -330,3 +333,114 @@ def test_unknown_names_suggest_the_nearest():
         get_task("nowhere_at_all:Task")
     with pytest.raises(ValueError, match="no task: it must be a subclass"):
         get_task("pathlib:Path")
+
+
+class Wanting(torch.optim.Optimizer):
+    """SGD that has to be told its rate."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+
+class Rateless(torch.optim.Optimizer):
+    """An optimizer without a learning rate."""
+
+    def __init__(self, params, power=1.0):
+        super().__init__(params, {"power": power})
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [
+        ("adadelta", {"lr": Range(0.01, 100.0)}),
+        ("lbfgs", {"lr": Range(0.01, 100.0)}),
+        ("torch.optim:Adam", {"lr": Range(1e-5, 0.1)}),
+        ("test_spaces:Wanting", {"lr": ANY_LR}),
+        ("test_spaces:Rateless", {}),
+        ("no_such_module:Optimizer", {"lr": ANY_LR}),
+    ],
+)
+def test_the_space_of_an_optimizer_without_an_entry_is_centred_on_its_own_default(name, space):
+    assert get_contender(name).space == space
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "told"),
+    [
+        ("adamw", {"betas": 0.9}, "betas of adamw is 2 finite numbers"),
+        ("adamw", {"betas": (0.9,)}, "2 finite numbers"),
+        ("adamw", {"betas": (0.9, math.nan)}, "2 finite numbers"),
+        ("adamw", {"beta1": "abc"}, "beta1 of adamw is a finite number"),
+        ("sgd", {"momentum": "abc"}, "momentum of sgd is a finite number"),
+        ("sgd", {"dampening": None}, "dampening of sgd is a finite number"),
+        ("sgd", {"lr": math.inf}, "lr of sgd is a finite number"),
+        ("sgd", {"nesterov": "maybe"}, "nesterov of sgd is True or False"),
+        ("sgd", {"momentun": 0.9}, "did you mean momentum"),
+        ("torch.optim:NAdam", {"betas": "abc"}, "2 finite numbers"),
+    ],
+)
+def test_a_setting_of_another_kind_than_its_default_is_refused_in_words(name, settings, told):
+    with pytest.raises(ValueError, match=told):
+        get_contender(name).check(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("adamw", {"betas": (0.9, 0.95), "eps": 1e-6, "amsgrad": True, "foreach": None}),
+        ("adamw", {"betas": [0.9, 0.95]}),
+        ("sgd", {"momentum": 0, "nesterov": 0}),
+        ("koala-m", {"r": None}),
+        ("coolmomentum", {"cool_steps": 5}),
+    ],
+)
+def test_settings_of_the_right_kind_make_an_optimizer(name, settings):
+    contender = get_contender(name)
+    contender.check(settings)
+    contender.build([nn.Parameter(torch.zeros(2, 2))], settings, 10)
+
+
+def test_what_a_class_raises_names_the_optimizer_and_two_ways_to_say_one_thing_are_refused():
+    weights = [nn.Parameter(torch.zeros(2, 2))]
+    made = get_contender("adamw").build(weights, {"betas": (0.8, 0.95)}, 10)
+    assert made.param_groups[0]["betas"] == (0.8, 0.95)
+    made = get_contender("adamw").build(weights, {"beta2": 0.95}, 10)
+    assert made.param_groups[0]["betas"] == (0.9, 0.95)
+    with pytest.raises(ValueError, match="betas and beta1 say the same"):
+        get_contender("adamw").build(weights, {"betas": (0.8, 0.95), "beta1": 0.9}, 10)
+    with pytest.raises(ValueError, match=r"lodo cannot be made with .*AttributeError"):
+        get_contender("lodo").build(weights, {"generator": 3}, 10)
+
+
+def test_a_race_refuses_a_space_of_settings_that_are_not_there_or_of_another_kind():
+    task = get_task("bowl")
+    for changes, told in (
+        ({"momentun": 0.9}, "did you mean momentum"),
+        ({"momentum": "abc"}, "a finite number"),
+        ({"lr": {"one_of": ["a", 0.1]}}, "a finite number"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            entered("sgd", task, {"sgd": changes})
+    with pytest.raises(ValueError, match="2 finite numbers"):
+        entered("adamw", task, {"adamw": {"betas": [0.9, 0.95]}})
+    assert entered("sgd", task, {"sgd": {"nesterov": True, "momentum": 0.9}}).fixed["momentum"] == 0.9
+
+
+def test_names_that_are_known_stand_once():
+    with pytest.raises(ValueError, match="known:") as refused:
+        get_contender("zzzzz")
+    names = str(refused.value).partition("known: ")[2].rstrip(".").split(", ")
+    assert len(names) == len(set(names))
+
+
+def test_a_table_of_spaces_is_named_as_an_optimizer_may_be_typed_and_none_is_lost(tmp_path):
+    path = tmp_path / "spaces.toml"
+    path.write_text("[AdamW]\nweight_decay = 0.1\n", encoding="utf-8")
+    assert plain_spaces(path) == {"adamw": {"weight_decay": 0.1}}
+    for text, told in (
+        ("[sgx]\nlr = 0.1\n", "did you mean sgd"),
+        ("[SGD]\nlr = 0.1\n[sgd]\nlr = 0.2\n", "changes sgd, which another table has changed"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(typer.BadParameter, match=told):
+            plain_spaces(path)

@@ -175,6 +175,15 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(monkeypatch):
         (("--num-gpus", "3"), "a batch of 8 cannot be cut into 3 equal shares"),
         (("--log", "tensorbord"), "did you mean tensorboard?"),
         (("--optim", "koala"), "did you mean koala-"),
+        (("--optim", "sgd", "--set", "momentum=abc"), "momentum of sgd is a finite number, as 0, got 'abc'"),
+        (("--optim", "sgd", "--set", "momentum="), "momentum of sgd is a finite number, as 0, got ''"),
+        (("--optim", "sgd", "--set", "momentum=None"), "momentum of sgd is a finite number, as 0, got None"),
+        (("--optim", "sgd", "--set", "momentum=0.9", "--set", "momentum=0.8"), "momentum is given twice"),
+        (("--optim", "sgd", "--lr", "nan"), "lr of sgd is a finite number, as 0.001, got nan"),
+        (("--optim", "adamw", "--set", "betas=(0.9,)"), "betas of adamw is 2 finite numbers"),
+        (("--epochs", "inf"), "epochs must be positive and finite, got inf"),
+        (("--clip", "-1"), "a norm is positive and finite, got -1"),
+        (("--clip", "nan"), "a norm is positive and finite, got nan"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(arguments, message):
@@ -182,6 +191,31 @@ def test_mistakes_are_told_before_anything_is_made(arguments, message):
     assert code == 2
     assert message in output
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--set", "betas=(0.9,0.95)", "--set", "eps=1e-6"),
+        ("--set", "betas=[0.9, 0.95]", "--set", "amsgrad=true"),
+        ("--set", "beta1=0.8", "--set", "foreach=None"),
+    ],
+)
+def test_settings_of_all_kinds_work(arguments):
+    code, output = call(TASK, "--out", "x", "--optim", "adamw", "--steps", "4", *arguments)
+    assert (code, "Error" in output) == (0, False)
+
+
+def test_settings_that_only_the_class_can_refuse_end_in_a_sentence():
+    for optim, setting, told in (
+        ("adamw", "betas=(0.9,1.5)", "Invalid beta parameter"),
+        ("lodo", "generator=3", "lodo cannot be made with {'generator': 3}: AttributeError"),
+        ("torch.optim:nadam", "eps=1e-8", "did you mean 'NAdam'?"),
+    ):
+        code, output = call(TASK, "--out", "x", "--optim", optim, "--set", setting)
+        assert code == 1
+        assert told in " ".join(output.split())
+        assert "Traceback" not in output
 
 
 def test_precision_layout_and_clipping_are_what_was_asked_for():

@@ -513,10 +513,14 @@ def plain_spaces(path: Path | None) -> dict[str, dict[str, Any]]:
     if path is None:
         return {}
     try:
-        return {
-            name: {setting: as_plain(value) for setting, value in changes.items()}
-            for name, changes in read_spaces(path).items()
-        }
+        found: dict[str, dict[str, Any]] = {}
+        for written, changes in read_spaces(path).items():
+            name = spelled(written)
+            get_contender(name)  # or there is no such optimizer
+            if name in found:
+                raise ValueError(f"{path}: [{written}] changes {name}, which another table has changed")
+            found[name] = {setting: as_plain(value) for setting, value in changes.items()}
+        return found
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error), param_hint="--spaces") from error
 

@@ -5,6 +5,8 @@ here with its source, printed in every report, and wide enough that the best set
 gets the same number of trials: a method with more to tune pays for it.
 """
 
+import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -74,14 +76,23 @@ def plain(name: str) -> Make:
 
 def coolmomentum(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """Cooling over the whole run."""
-    return fallline.create_optimizer("coolmomentum", parameters, cool_steps=horizon, **settings)
+    return fallline.create_optimizer("coolmomentum", parameters, **{"cool_steps": horizon, **settings})
+
+
+def split_betas(settings: dict[str, Any]) -> Any:
+    """Torch's one argument `betas`, taken out of the settings: given as such, or as beta1 and beta2."""
+    apart = {name: settings.pop(name) for name in ("beta1", "beta2") if name in settings}
+    if "betas" not in settings:
+        return apart.get("beta1", 0.9), apart.get("beta2", 0.999)
+    if apart:
+        raise ValueError(f"betas and {' and '.join(apart)} say the same: give one of them")
+    return settings.pop("betas")
 
 
 def adamw(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """The two betas are one argument in torch."""
     settings = dict(settings)
-    betas = settings.pop("beta1", 0.9), settings.pop("beta2", 0.999)
-    return torch.optim.AdamW(parameters, betas=betas, **settings)
+    return torch.optim.AdamW(parameters, betas=split_betas(settings), **settings)
 
 
 def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
@@ -100,7 +111,7 @@ def muon(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizo
 def lodo(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None) -> AnyOptimizer:
     """Its network is drawn anew in every run."""
     generator = torch.Generator().manual_seed(torch.initial_seed())
-    return fallline.create_optimizer("lodo", parameters, generator=generator, **settings)
+    return fallline.create_optimizer("lodo", parameters, **{"generator": generator, **settings})
 
 
 WARM_UP = 0.05
@@ -116,8 +127,7 @@ def schedulefree_adamw(
     """
     package = needed("schedulefree", "Schedule-Free", extra="bench")
     settings = {"warmup_steps": 0 if horizon is None else max(1, round(WARM_UP * horizon)), **settings}
-    betas = settings.pop("beta1", 0.9), settings.pop("beta2", 0.999)
-    optimizer = package.AdamWScheduleFree(parameters, betas=betas, **settings)
+    optimizer = package.AdamWScheduleFree(parameters, betas=split_betas(settings), **settings)
     optimizer.train()
     return optimizer  # type: ignore[no-any-return]
 
@@ -220,11 +230,76 @@ class Contender:
             "source": self.source,
         }
 
+    def build(
+        self, parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None
+    ) -> AnyOptimizer:
+        """As `make`; whatever its class may raise is a `ValueError` that names it."""
+        try:
+            return self.make(parameters, settings, horizon)
+        except Exception as error:
+            told = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.name} cannot be made with {dict(settings)}: {told}") from error
+
+    def defaults(self, settings: Mapping[str, Any]) -> dict[str, inspect.Parameter] | None:
+        """What may be set and what it is unless it is: the arguments of the class, and what this entry adds.
+
+        None if it cannot be told.
+        """
+        for given in ({}, {"lr": 0.1}, settings):  # some have no default learning rate
+            parameters = [nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))]
+            try:
+                made = self.make(parameters, given, 1)
+            except Exception:  # whatever an optimizer of somebody's own may raise
+                continue
+            member = made.members[0] if isinstance(made, Team) else made
+            arguments = inspect.signature(type(member)).parameters
+            if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments.values()):
+                return None
+            added = {name: there.at(0.0) for name, there in self.space.items()} | dict(self.fixed)
+            mine = {
+                name: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value)
+                for name, value in added.items()
+            }
+            return {**mine, **dict(list(arguments.items())[1:])}
+        return None
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise a `ValueError` for a setting that it does not have, or of another kind than its default."""
+        known = self.defaults(settings)
+        if known is None:
+            return
+        for name, value in settings.items():
+            if name not in known:
+                raise unknown(f"setting of {self.name}", name, known)
+            if wanted := misfit(value, known[name]):
+                raise ValueError(f"{name} of {self.name} is {wanted}, got {value!r}")
+
     def excuse(self, model: nn.Module) -> str | None:
         """Why it cannot take part with this model, if so."""
         if self.matrices and not any(p.ndim == 2 for p in model.parameters()):
             return f"{self.label} orthogonalises matrices, and this task has none"
         return None
+
+
+OPEN = ("None", "Optional", "str", "Any", "Literal", "Callable")
+"""In an annotation: the argument takes more than its default shows."""
+
+
+def misfit(value: Any, argument: inspect.Parameter) -> str:
+    """What an argument wants instead of a value, judged by its default; empty if the value will do."""
+    default = argument.default
+    if isinstance(default, tuple) and all(map(_is_finite, default)):
+        fits = isinstance(value, tuple | list) and len(value) == len(default) and all(map(_is_finite, value))
+        return "" if fits else f"{len(default)} finite numbers, as {default}"
+    if not _is_finite(default) or any(word in str(argument.annotation) for word in OPEN):
+        return ""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) or value in (0, 1) else "True or False"
+    return "" if _is_finite(value) else f"a finite number, as {default:g}"
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 FILTER: Space = {"lr": Range(0.1, 3.0), "q": Range(1e-3, 10.0), "weight_decay": Range(1e-6, 1e-2)}
@@ -438,7 +513,25 @@ TEAM = ("koala-orthogonal", "koala-m", "coolmomentum", "sgd", "adamw")
 first try, not LODO, arTuRO and Muon, whose runs take longest (`bfloat16` products are slow on most CPUs)."""
 
 ANY_LR = Range(1e-4, 1.0)
-"""The space of an optimizer without an entry: its learning rate alone."""
+"""The learning rates of an optimizer without an entry, whose class has no default one."""
+
+
+def space_of(name: str) -> Space:
+    """What is tuned of an optimizer without an entry: its learning rate alone, two decades around the class's own.
+
+    Nothing of a class that has none; `ANY_LR` where the class does not say, or cannot be made here.
+    """
+    try:
+        defaults = fallline.create_optimizer(name, [nn.Parameter(torch.zeros(2, 2))]).defaults
+    except Exception:  # whatever an optimizer of somebody's own may raise, now or when it is raced
+        return {"lr": ANY_LR}
+    if "lr" not in defaults:
+        return {}
+    try:
+        middle = float(defaults["lr"])
+        return {"lr": Range(float(f"{middle / 100:.3g}"), float(f"{middle * 100:.3g}"))}
+    except (TypeError, ValueError):  # none, or none that is positive
+        return {"lr": ANY_LR}
 
 
 CLASSES = {
@@ -508,15 +601,20 @@ def _get_entry(name: str) -> Contender:
         label = next((spelled for spelled in vars(torch.optim) if spelled.lower() == name), name)
     else:
         raise unknown("optimizer", name, [*CONTENDERS, *known, "package.module:Class"])
-    return Contender(
-        name, label, plain(name), {"lr": ANY_LR}, source="no entry of its own: lr alone, over a wide range"
-    )
+    source = "no entry of its own: lr alone, two decades to either side of its default"
+    return Contender(name, label, plain(name), space_of(name), source=source)
 
 
 def entered(name: str, task: Task, spaces: Mapping[str, Mapping[str, Any]]) -> Contender:
     """A contender as it races on a task, with what `spaces`, in plain values, changes in its search space."""
     changes = {setting: dimension(value) for setting, value in spaces.get(name, {}).items()}
-    return get_contender(name).on(task).searching(changes)
+    here = get_contender(name).on(task)
+    for setting, value in changes.items():
+        for one in (
+            value.options if isinstance(value, Choice) else [value.at(0.0) if isinstance(value, Range) else value]
+        ):
+            here.check({setting: one})
+    return here.searching(changes)
 
 
 def under_schedules(names: Iterable[str], which: str) -> tuple[str, ...]:

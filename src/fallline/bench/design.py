@@ -185,13 +185,18 @@ def best_loss(entries: Iterable[Iterable[Measured]]) -> float | None:
     return min((statistics.fmean(losses) for losses in finals if losses), default=None)
 
 
-def equivalence(task: float | None, initial: float | None, best: float | None) -> float:
-    """The band of practical equivalence: the task's own, else 1 % of the way from the initial to the best loss.
+def way(initial: float | None, best: float | None) -> float:
+    """What differences of losses are measured by: the way from the initial to the best loss.
 
-    Where the way is unknown, or there was none, it is 1 % of the best loss.
+    A ratio of losses says nothing where they are negative or change their sign, and changes when a constant is added to
+    all of them; a share of the way does neither. Where the initial loss is unknown, or nobody came below it, it is the
+    size of the best loss; 0 where that is unknown.
     """
-    if task is not None:
-        return task
     if best is None:
         return 0.0
-    return 0.01 * (initial - best) if initial is not None and initial > best else 0.01 * abs(best)
+    return initial - best if initial is not None and initial > best else abs(best)
+
+
+def equivalence(task: float | None, initial: float | None, best: float | None) -> float:
+    """The band of practical equivalence: the task's own, else 1 % of the way from the initial to the best loss."""
+    return 0.01 * way(initial, best) if task is None else task

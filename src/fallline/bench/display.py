@@ -158,7 +158,10 @@ def seeds_cell(entry: Result, seeds: int) -> Text:
 
 def number(value: float | None, digits: int = 3) -> str:
     """So many significant digits, the trailing zeros too: a column of them can be compared."""
-    return "–" if value is None else f"{value:#.{digits}g}".rstrip(".")
+    if value is None:
+        return "–"
+    told = f"{value:#.{digits}g}".rstrip(".")
+    return f"−{told[1:]}" if told.startswith("-") else told
 
 
 def difference(value: float | None, scale: float) -> str:
@@ -166,9 +169,13 @@ def difference(value: float | None, scale: float) -> str:
     if value is None:
         return "–"
     if abs(value) > 100 * scale:
-        return number(value)
+        return f"{value:+#.3g}".rstrip(".").replace("-", "−")
     places = max(0, 2 - math.floor(math.log10(scale))) if scale > 0 else 3
     return f"{value:+.{places}f}".replace("-", "−")
+
+
+TENTHS = 10.0
+"""The scale at which `difference` prints tenths: of per cents."""
 
 
 def spread(value: Interval | None, scale: float | None = None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fallline.bench.design import run_seed
-from fallline.bench.display import difference, number, spread
+from fallline.bench.display import TENTHS, difference, number, spread
 from fallline.bench.files import put, stem
 from fallline.bench.names import needed
 from fallline.bench.prints import as_png, draw
@@ -155,14 +155,15 @@ def _across_lines(results: Results, across: Across) -> list[str]:
     """What the tasks of a track say together."""
     labels = {entry.name: entry.label for part in results.parts for entry in part.entries}
     lines = [f"## All tasks, {'shipped settings' if across.track == 'defaults' else 'tuned'}", ""]
-    lines += [_row(["optimizer", "loss as a multiple of the baseline's", "probability of improvement"])]
+    lines += [_row(["optimizer", "loss above the baseline's, % of the way", "probability of improvement"])]
     lines += [_row(["---"] * 3)]
     for name, iqm in across.iqm.items():
-        lines.append(_row([escaped(labels[name]), spread(iqm), spread(across.improvement[name])]))
+        lines.append(_row([escaped(labels[name]), spread(iqm, TENTHS), spread(across.improvement[name])]))
     told = (
         f"Over {listed([*map(escaped, across.tasks)])}, with 95 % intervals. The first is the interquartile mean over"
+        " all runs, in per cent of the way from the initial to the best loss of each task; the second is the chance"
+        " that a run has a lower loss than one of the task's baseline."
     )
-    told += " all runs; the second is the chance that a run has a lower loss than one of the task's baseline."
     return [*lines, "", told]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fallline.bench.display import number, spread
-from fallline.bench.results import TAUS, Across, Part, Result, Results
+from fallline.bench.results import TAUS, Across, Part, Result, Results, highest_drawn
 from fallline.bench.spaces import Range, Setting, dimension
 from fallline.bench.stats import band
 
@@ -353,8 +353,12 @@ def sensitivity(part: Part, entry: Result) -> Figure | None:
         return None
     every = [score for e in part.entries for _, o in e.trials.values() if (score := o.score) is not None]
     bottom, top = (min(every), max(every)) if every else (0.1, 10.0)
-    top = min(top, 300 * bottom) if bottom > 0 else top  # one that ends in the millions must not flatten all others
-    edge = top * (top / bottom) ** EDGE_SHARE if top > bottom > 0 else top + 0.5 * abs(top) + 1e-12
+    top = highest_drawn(part, bottom, top)
+    edge = (
+        top * (top / bottom) ** EDGE_SHARE
+        if top > bottom > 0
+        else top + (EDGE_SHARE * (top - bottom) or 0.5 * abs(top) + 1e-12)
+    )
     groups: dict[str, list[tuple[float, float, str]]] = {"finished": [], "above": [], "lost": [], "chosen": []}
     for trial, (settings, outcome) in entry.trials.items():
         rate = _rate(settings)

@@ -25,7 +25,7 @@ def make(kind: str, name: str, paths: Mapping[str, str], base: type) -> Any:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name that nothing has, with the nearest that something has."""
-    choices = sorted(known)
+    choices = sorted(set(known))
     lower = {choice.lower(): choice for choice in choices}
     near = [lower[match] for match in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(choices)}."

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from fallline.bench.figures import COLOURS, DASHES, SPARE_COLOURS
 from fallline.bench.files import stem
 from fallline.bench.names import needed
-from fallline.bench.results import PROFILE_LEVEL, TAUS, Part, Result, Results
+from fallline.bench.results import PROFILE_LEVEL, TAUS, Part, Result, Results, highest_drawn
 from fallline.bench.stats import band, censored_median, performance_profile
+from fallline.bench.train import runaway
 
 COLUMN, PAGE = 3.3, 6.9
 """Widths in inches: of one column of a paper, and of two."""
@@ -125,8 +126,9 @@ def learning_curves(results: Results, parts: Sequence[Part]) -> Any:
     for part in (part for part in parts if part.task in panels):
         axes, lines = sheet.axes[part.task], panels[part.task]
         low, high = min(float(line.low.min()) for line in lines), max(float(line.high.max()) for line in lines)
-        if part.initial is not None and part.initial > 0:
-            high = min(high, max(10 * part.initial, *(float(line.mean[-1]) for line in lines)))
+        if part.initial is not None:
+            most = runaway(part.initial, min(low, part.initial), 10)
+            high = min(high, max(most, *(float(line.mean[-1]) for line in lines)))
         if (floor := part.about.get("floor")) is not None:
             _draw_floor(axes, floor, str(part.about.get("floor_name", "")))
             high = max(high, floor)
@@ -228,8 +230,7 @@ def sensitivity(results: Results, part: Part) -> Any:
         return None
     low, high = min(scores), max(scores)
     log = low > 0 and high / low >= LOG_FROM
-    if log:
-        high = min(high, 300 * low)  # one trial that ends in the millions must not flatten all others
+    high = highest_drawn(part, low, high)
     edge = high * (high / low) ** 0.1 if log else high + 0.1 * ((high - low) or abs(high) or 1.0)
     sheet = _Sheet.blank([entry.name for entry in entries], columns=4 if len(entries) in (4, 7, 8, 11, 12) else 3)
     for place, entry in enumerate(entries):

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from fallline.bench import figures
 from fallline.bench.changes import changes
-from fallline.bench.display import difference, number, spread
+from fallline.bench.display import TENTHS, difference, number, spread
 from fallline.bench.files import put, stem
 from fallline.bench.results import STEADY, Part, Result, Results
 from fallline.bench.stats import FEW, Interval
@@ -95,6 +95,7 @@ def fill(template: str, plots: Mapping[str, figures.Figure], **values: Any) -> s
         "number": number,
         "size": size,
         "spread": spread,
+        "tenths": TENTHS,
         "told": told,
     }
     return templates.get_template(template).render(**values, figures=_script_json(plots), plotly=get_plotlyjs())

@@ -139,10 +139,10 @@ class Result:
         return interval([outcome.result[name] for outcome in self.finished.values() if name in outcome.result])
 
     def above(self, other: "Result") -> Interval | None:
-        """By how many per cent of another's mean loss it lies above that, over the seeds that both finished."""
+        """By how many per cent of the size of another's mean loss it lies above that, over the seeds both finished."""
         theirs, mean = other.losses, other.measure("loss")
         both = [(loss, theirs.get(number)) for number, loss in self.losses.items()]
-        return interval([100 * (a - b) / mean.mean for a, b in both if mean and a is not None and b is not None])
+        return interval([100 * (a - b) / abs(mean.mean) for a, b in both if mean and a is not None and b is not None])
 
     def seconds(self, clock: str = "cpu") -> float | None:
         """Median seconds of a gradient evaluation with its share of a step: `cpu` or `wall`."""
@@ -181,6 +181,9 @@ class Part:
     initial: float | None = None
     """The loss before training."""
 
+    way: float = 0.0
+    """From the initial to the best loss: see `fallline.bench.design.way`."""
+
     band: float = 0.0
     """Differences within it are practically none."""
 
@@ -198,9 +201,9 @@ class Part:
 
     @property
     def scale(self) -> float | None:
-        """The size of the losses that differences are taken from: the baseline's."""
+        """The size of the baseline's loss, which says to how many places differences are printed."""
         loss = self.baseline.measure("loss") if self.baseline else None
-        return loss.mean if loss else None
+        return abs(loss.mean) if loss else None
 
     @property
     def loss_name(self) -> str:
@@ -224,7 +227,8 @@ class Across:
     track: str
     tasks: list[str]
     iqm: dict[str, Interval]
-    """The interquartile mean of the loss as a multiple of each task's baseline; 1 is its equal, less is better."""
+    """The interquartile mean of how far the loss lies above the mean of each task's baseline, in per cent of the way
+    from the initial to the best loss; 0 is its equal, less is better."""
 
     improvement: dict[str, Interval]
     """The probability that a run has a lower loss than one of each task's baseline."""
@@ -310,7 +314,9 @@ def compare(race: Race, design: Design, task: str, track: str, entries: list[Res
     against = decide.baseline(design.baseline, candidates)
     everyone = [list(entry.seeds.values()) for entry in part.entries]
     part.initial = decide.initial_loss(itertools.chain(*everyone), part.held_out)
-    part.band = decide.equivalence(about.get("equivalence"), part.initial, decide.best_loss(everyone))
+    best = decide.best_loss(everyone)
+    part.way = decide.way(part.initial, best)
+    part.band = decide.equivalence(about.get("equivalence"), part.initial, best)
     losses = {entry.name: entry.losses for entry in part.entries if entry.seeds}
     part.matrix = matrix(losses, part.band) if len(losses) > 1 else {}
     for entry in part.entries:
@@ -350,6 +356,18 @@ def best_of(part: Part, entry: Result) -> BestOf | None:
     worst = part.initial if part.held_out and part.initial is not None else max(finished)
     clipped = [worst if score is None else min(score, worst) for score in scores]
     return BestOf(expected_best(clipped), *expected_best_band(clipped))
+
+
+def highest_drawn(part: Part, lowest: float, highest: float) -> float:
+    """The highest score that gets its place in a figure: one that ends in the millions must not flatten all others.
+
+    300 times the lowest; where that is not positive, three times as far above it as the loss before training.
+    """
+    if lowest > 0:
+        return min(highest, 300 * lowest)
+    if part.initial is None or part.initial <= lowest:
+        return highest
+    return min(highest, lowest + 3 * (part.initial - lowest))
 
 
 def set_targets(part: Part) -> None:
@@ -446,12 +464,13 @@ def over_tasks(parts: list[Part]) -> Across | None:
         return None
     everywhere = [e.name for e in parts[0].entries if all(_ran(part, e.name) for part in parts)]
 
-    def ratios(part: Part, name: str) -> list[float]:
-        losses = part.get(name).losses.values()
-        return [math.inf if loss is None else loss / (part.scale or 1.0) for loss in losses]
+    def apart(part: Part, name: str) -> list[float]:
+        against = part.baseline.measure("loss") if part.baseline else None
+        origin, losses = against.mean if against else 0.0, part.get(name).losses.values()
+        return [math.inf if loss is None else 100 * (loss - origin) / (part.way or 1.0) for loss in losses]
 
-    theirs = [ratios(part, part.baseline.name) for part in parts if part.baseline]
-    mine = {name: [ratios(part, name) for part in parts] for name in everywhere}
+    theirs = [apart(part, part.baseline.name) for part in parts if part.baseline]
+    mine = {name: [apart(part, name) for part in parts] for name in everywhere}
     iqms = {name: stratified_interval(mine[name]) for name in everywhere}
     chances = {name: probability_of_improvement(mine[name], theirs) for name in everywhere}
     profiled = [part for part in parts if part.targets]

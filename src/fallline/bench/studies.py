@@ -82,7 +82,7 @@ def _studied(asked: str | None, parts: Sequence[Part], first: Results) -> list[S
         return []
     said = [_verdicts(part, against, len(first.design.looks)) for part in parts]
     base = [part.get(against).measure("loss") for part in parts]
-    scale = statistics.fmean(loss.mean for loss in base if loss)
+    scale = abs(statistics.fmean(loss.mean for loss in base if loss))
     rivals = [
         name for name in first.design.optimizers if name != against and any(name in verdicts for verdicts in said)
     ]

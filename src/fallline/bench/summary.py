@@ -61,7 +61,10 @@ def _of(word: Word, them: Sequence[Result], part: Part) -> str:
         band = difference(part.band, scale).lstrip("+")
         return f"{names} {verb} practically equal to it: the difference lies within ±{band}, of no consequence here."
     if word == "too few seeds":
-        return f"{names}: too few seeds for a verdict ({them[0].verdict.why if them[0].verdict else ''})."
+        reasons: dict[str, list[str]] = {}
+        for entry in them:
+            reasons.setdefault(entry.verdict.why if entry.verdict else "", []).append(_with_difference(entry, scale))
+        return " ".join(f"{listed(who)}: too few seeds for a verdict ({why})." for why, who in reasons.items())
     needed = [entry.verdict.needed for entry in them if entry.verdict and entry.verdict.needed]
     more = f"; about {max(needed)} seeds would tell" if needed else ""
     return f"{names}: no evidence of a difference{more}."

@@ -23,7 +23,8 @@ from fallline.bench.spaces import Setting
 from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
 
 RUNAWAY = 1e3
-"""A training loss this many times the first one is called divergence, even while it is still a number."""
+"""A training loss this many times the first one is called divergence, even while it is still a number: see `runaway`
+for what that is where losses are negative."""
 
 STATISTICS = 20
 """Batches of which batch norm's statistics are taken anew: as many as its running means, whose momentum is 0.1, tell
@@ -257,9 +258,29 @@ def divergence(train_losses: Tensor, measures: Mapping[str, float]) -> tuple[int
         return int(broken[0]) + 1, "the training loss is not finite"
     if not math.isfinite(measures.get("validation loss", 0.0)):
         return len(train_losses), "the validation loss is not finite"
-    if measures["train loss"] > RUNAWAY * train_losses[0].item():
-        return len(train_losses), f"the training loss is over {RUNAWAY:g} times the first one"
+    first, lowest = train_losses[0].item(), train_losses.min().item()
+    if measures["train loss"] > runaway(first, lowest, RUNAWAY):
+        told = "the first one" if lowest > 0 else "as far above the first one as that is from 0 or from the lowest"
+        return len(train_losses), f"the training loss is over {RUNAWAY:g} times {told}"
     return None
+
+
+def runaway(first: float, lowest: float, times: float) -> float:
+    """The loss that is so many times the first one, which has a meaning for losses of any sign.
+
+    It lies above the first one by `times` - 1 times the size of the first one, or what the loss has fallen by where
+    that is more. Of positive losses it is `times` the first one and nothing else. A loss that begins at -92 and falls
+    to -94 may rise to 91,816 before it is 1,000 times the first one; one that begins at 0 may rise to 999 times what it
+    has fallen by, and without bound before it has fallen.
+
+    Args:
+        first: the loss at the start.
+        lowest: the lowest loss since, the first one included.
+        times: more than 1.
+    """
+    if lowest > 0:
+        return times * first
+    return first + (times - 1) * (max(abs(first), first - lowest) or math.inf)
 
 
 def state_bytes(optimizer: AnyOptimizer) -> int:

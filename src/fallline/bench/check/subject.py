@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -119,21 +120,31 @@ VALUE = {
 
 
 def parse_settings(written: Sequence[str]) -> dict[str, Any]:
-    """Settings from `name=value`: values are Python's literals, anything else is text.
+    """Settings from `name=value`: values are numbers, true or false, Python's literals; anything else is text.
 
     Raises:
-        ValueError: one is no `name=value`.
+        ValueError: one is no `name=value`, or a name comes twice.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     for one in written:
         name, equals, value = one.partition("=")
         if not equals or not name.strip().isidentifier():
             raise ValueError(f"{one!r} is no setting: write name=value, as in lr=0.1")
-        try:
-            settings[name.strip()] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):
-            settings[name.strip()] = value.strip()
+        name, value = name.strip(), value.strip()
+        if name in settings:
+            raise ValueError(f"{name} is given twice")
+        settings[name] = _value(value)
     return settings
+
+
+def _value(text: str) -> Any:
+    """What a text says: a literal of Python's, a number that is none (inf, nan), true or false; else the text."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for read in (ast.literal_eval, float):
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return read(text)
+    return text
 
 
 def get_subject(name: str, settings: Mapping[str, Any], loss: Loss | None = None) -> Subject:

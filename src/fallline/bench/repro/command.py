@@ -203,6 +203,9 @@ def checked_design(
         for option, value in (("--cases", cases), ("--trials", trials), ("--device", device)):
             if value is not None:
                 raise typer.BadParameter(f"{name} has no such choice.", param_hint=option)
+    for option, value in (("--cases", cases), ("--optimizers", optimizers)):
+        if value is not None and not words(value):
+            raise typer.BadParameter("name at least one.", param_hint=option)
     known = {contender.lower(): contender for contender in experiment.contenders}
     for one in words(optimizers):
         if one.lower() not in known:

@@ -1,6 +1,7 @@
 """What a task is: a model, batches, a loss, a horizon and, where there is held-out data, how to measure on it."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
@@ -56,7 +57,8 @@ class Task(ABC):
     floor_name: str = ""
 
     reference: tuple[float, str] | None = None
-    """A loss that a tuned baseline is known to reach, and the source: a worse baseline raises an alarm."""
+    """A loss that a tuned baseline is known to reach over the task's own horizon, and the source: a worse baseline
+    raises an alarm. A task with fewer steps or another batch has none."""
 
     equivalence: float | None = None
     """The band of practical equivalence, in units of the loss: differences within are of no consequence. None: 1 % of
@@ -97,8 +99,8 @@ class Task(ABC):
             raise ValueError("the horizon is given in epochs or in steps, not in both")
         asked = {"epochs": epochs, "batch": batch_size, "steps": steps, "evaluations": evaluations}
         for name, value in asked.items():
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value:g}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive{'' if value != math.inf else ' and finite'}, got {value:g}")
         changed = copy.copy(self)
         if batch_size is not None:
             if self.batch_size is None:
@@ -114,6 +116,8 @@ class Task(ABC):
             changed.steps = max(1, round(epochs * changed.epoch))
         if steps is not None:
             changed.steps = steps
+        if changed.steps < self.steps or changed.batch_size != self.batch_size:
+            changed.reference = None  # it is known of the task's own horizon
         changed.evaluations = min(evaluations or self.evaluations, changed.steps)
         return changed
 

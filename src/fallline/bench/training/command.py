@@ -1,5 +1,6 @@
 """`fallline train`."""
 
+import math
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -135,6 +136,8 @@ def train(
         raise typer.BadParameter("torchrun has started the processes already.", param_hint="--num-gpus")
     if fsdp and not torchrun and num_gpus == 1:
         raise typer.BadParameter("several processes shard a model: --num-gpus N, or torchrun.", param_hint="--fsdp")
+    if clip is not None and not 0 < clip < math.inf:
+        raise typer.BadParameter(f"a norm is positive and finite, got {clip:g}.", param_hint="--clip")
     try:
         plan = Plan(
             task=Path(task).as_posix() if ".py" in task else task,

@@ -93,7 +93,9 @@ def train(plan: Plan, processes: Processes, listener: Listener, asked: Callable[
     model = fitted(task.model().to(device), plan)
     spread = processes.spread(model, plan.fsdp)
     seed_torch(plan.seed, "optimizer")
-    optimizer = contender.make(model.parameters(), {**contender.variant, **plan.settings}, task.horizon)
+    if excuse := contender.excuse(model):
+        raise ValueError(excuse)
+    optimizer = contender.build(model.parameters(), {**contender.variant, **plan.settings}, task.horizon)
     seed_torch(plan.seed, "dropout" if processes.leads else f"dropout {processes.rank}")
     rates = [
         (i, name, group[name])

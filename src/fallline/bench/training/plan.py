@@ -1,7 +1,6 @@
 """What one training run was asked to be, how that is written as a command, and in what two of them differ."""
 
 import dataclasses
-import inspect
 import math
 import shlex
 from collections.abc import Mapping
@@ -9,11 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fallline.bench.contenders import Contender, Drops, Team, get_contender
+from fallline.bench.contenders import Contender, Drops, get_contender
 from fallline.bench.files import stem
-from fallline.bench.names import unknown
 from fallline.bench.tasks import Schedule, Task, get_task
 from fallline.bench.train import lr_factor
 
@@ -101,31 +97,12 @@ def contender_of(plan: Plan, task: Task) -> Contender:
         ValueError: no such optimizer, or a setting that it does not have.
     """
     contender = get_contender(plan.optimizer).on(task)
-    known = setting_names(contender, plan.settings)
-    for name in plan.settings:
-        if known and name not in known:
-            raise unknown(f"setting of {contender.name}", name, known)
+    contender.check(plan.settings)
     if plan.schedule is not None:
         contender = dataclasses.replace(contender, schedule=plan.schedule, schedule_note="")
     if plan.drops is not None:
         contender = dataclasses.replace(contender, drops=plan.drops)
     return contender
-
-
-def setting_names(contender: Contender, settings: Mapping[str, Any]) -> set[str]:
-    """What may be set: the arguments of the class, and what the contender's entry adds; empty if it cannot be told."""
-    for given in ({}, {"lr": 0.1}, settings):  # some have no default learning rate
-        parameters = [torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))]
-        try:
-            made = contender.make(parameters, given, 1)
-        except Exception:  # whatever an optimizer of somebody's own may raise
-            continue
-        member = made.members[0] if isinstance(made, Team) else made
-        arguments = inspect.signature(type(member)).parameters
-        if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in arguments.values()):
-            return set()
-        return {*list(arguments)[1:], *contender.space, *contender.fixed}
-    return set()
 
 
 def factor(contender: Contender, warm_up: float | None, step: int, steps: int) -> float:
@@ -170,7 +147,8 @@ def flat(drops: Drops) -> list[float]:
 
 def plain(value: Any) -> Any:
     """A setting as JSON and checkpoints can hold it."""
-    return value if isinstance(value, str | int | float | None) else repr(value)
+    keeps = math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int | None)
+    return value if keeps else repr(value)
 
 
 def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
