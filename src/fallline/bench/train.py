@@ -193,7 +193,7 @@ def evaluate(task: Task, model: nn.Module, optimizer: AnyOptimizer, split: Split
     # Ours move by one step at most. Before the first step there is one point, and everyone is measured alike.
     far = elsewhere and not isinstance(optimizer, fallline.Optimizer) and any(optimizer.state.values())
     with statistics_anew(task, model) if far else contextlib.nullcontext():
-        measures = {name: float(value) for name, value in task.evaluate(model, split).items()}
+        measures = {str(name): float(value) for name, value in task.measure(model, split).items()}
     if elsewhere:
         optimizer.train()  # type: ignore[union-attr]
     model.train()
@@ -228,7 +228,8 @@ def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
         norm.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in islice(task.batches(generator(0, "statistics")), STATISTICS):
-            task.losses(model, to_device(batch, str(device)))
+            with torch.enable_grad():  # as in training: a loss may have a derivative in it
+                task.losses(model, to_device(batch, str(device)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
@@ -238,10 +239,16 @@ def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
 
 
 def record(outcome: Outcome, measures: Mapping[str, float]) -> None:
-    """Add a point to the curve; what is not a finite number is None, as JSON has no other word for it."""
+    """Add a point to the curve; what is not a finite number is None, as JSON has no other word for it.
+
+    All columns stay as long as each other: a measure that appears late, or is missing for once, is None elsewhere.
+    """
+    before = len(outcome.curve.get("step", ()))
     counts = {"step": float(outcome.steps), "gradient evaluations": float(outcome.gradient_evaluations)}
     for name, value in {**counts, "train loss": math.nan, **measures}.items():
-        outcome.curve.setdefault(name, []).append(value if math.isfinite(value) else None)
+        outcome.curve.setdefault(name, [None] * before).append(value if math.isfinite(value) else None)
+    for column in outcome.curve.values():
+        column.extend([None] * (before + 1 - len(column)))
     for name, value in {"cpu seconds": outcome.cpu_seconds, "wall seconds": outcome.wall_seconds}.items():
         outcome.times.setdefault(name, []).append(round(value, 6))
 

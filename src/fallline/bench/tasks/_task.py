@@ -160,8 +160,22 @@ class Task(ABC):
         return islice(self.batches(torch.Generator().manual_seed(0)), 4)
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Mean `loss`, and further measures, on held-out data. Called without gradients."""
+        """Mean `loss`, and further measures, on held-out data. Called without gradients.
+
+        Where it takes a derivative, and autograd refuses for want of a graph, it is called once more with gradients.
+        """
         raise NotImplementedError(f"the task {self.name} has no held-out data")
+
+    def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """What `evaluate` returns, called without gradients unless it needs them."""
+        try:
+            with torch.no_grad():
+                return self.evaluate(model, split)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+        with torch.enable_grad():
+            return self.evaluate(model, split)
 
 
 def _share(batch: Batch, rank: int, ranks: int) -> Batch:
