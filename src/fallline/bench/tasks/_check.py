@@ -193,7 +193,9 @@ class _Trial:
                     float(value)
                 except (TypeError, ValueError, RuntimeError, OverflowError):
                     call_item = ": .mean().item() makes it one" if isinstance(value, Tensor) else ""
-                    raise self.complain(f"evaluate must return numbers, got {_kind(value)} for {name!r}{call_item}") from None
+                    raise self.complain(
+                        f"evaluate must return numbers, got {_kind(value)} for {name!r}{call_item}"
+                    ) from None
             if not math.isfinite(measures["loss"]):
                 raise self.complain(f"evaluate gave the {split} loss {measures['loss']} for an untrained model")
         model.train()
