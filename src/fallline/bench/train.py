@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from fallline.bench.contenders import DROPS, WARM_UP, AnyOptimizer, Drops, get_c
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
 from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
+from fallline.bench.tasks._task import through
 
 RUNAWAY = 1e3
 """A training loss this many times the first one is called divergence, even while it is still a number."""
@@ -352,11 +353,16 @@ class Clock:
 
 
 def to_device(batch: Batch, device: str) -> Batch:
-    """A batch with its tensors on a device, through tuples, lists and dictionaries."""
+    """A batch with its tensors on a device, through tuples, lists, dictionaries and data classes.
+
+    What has a method `to` of its own is moved by that.
+    """
     if device == "cpu":
         return batch
-    if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        return value.to(device) if callable(getattr(value, "to", None)) else value
+
+    return through(batch, move)
