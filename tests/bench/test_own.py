@@ -276,7 +276,11 @@ YIELD = "                yield x[batch], y[batch]"
         (YIELD, "                return [x, y]", "batches must return an iterator.*list"),
         (ORDER, "torch.randperm(len(y))", "batches must draw from `order` and nothing else"),
         (ORDER, "torch.tensor(__import__('numpy').random.permutation(341))", "draw from `order` and nothing else"),
-        ("y).item(),", "y),", r"evaluate must return numbers, got a tensor of shape \(\) for 'loss': \.item\(\)"),
+        (
+            "F.cross_entropy(scores, y).item(),",
+            "F.cross_entropy(scores, y, reduction='none'),",
+            r"evaluate must return numbers, got a tensor of shape \(\d+,\) for 'loss': \.mean\(\)\.item\(\)",
+        ),
         ('"loss": F', '"Loss": F', "evaluate must return a dict with \"loss\", got a dict with 'Loss', 'accuracy'"),
         ("F.cross_entropy(scores, y).item()", "float('nan')", "evaluate gave the validation loss nan"),
         ("= self.parts[split]", "= self.parts[split + '!']", r"^my_task\.py, line \d+: KeyError: 'validation!'"),

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fallline.bench.pool import may_start_processes
 from fallline.bench.race import RaceError
 
 CONNECT = 10
@@ -84,6 +85,7 @@ def on_worker(work: Callable[[], Any]) -> Any:
     torch.set_num_threads(1)  # here, as OpenMP counts for each thread that calls it
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    may_start_processes()
     return work()
 
 

@@ -219,6 +219,8 @@ def _take_in(total: Any, part: Any) -> None:
         total.update(f"plain {len(content)}:".encode() + content)
     elif hasattr(part, "__array__"):  # a data frame, an image
         _take_in(total, np.asarray(part))
+    elif dataclasses.is_dataclass(part) and not isinstance(part, type):
+        _take_in(total, {field.name: getattr(part, field.name) for field in dataclasses.fields(part)})
     else:  # nothing is known of it, and its text may tell where in memory it lies
         _take_in(total, f"a {type(part).__qualname__}")
 

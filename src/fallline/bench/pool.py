@@ -96,9 +96,20 @@ def take_turn(turn: "Synchronized[int]", devices: Sequence[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[mine % len(devices)]
 
 
+def may_start_processes() -> None:
+    """Let a task's data loader start its processes here as it would in a script of its user.
+
+    A worker of a pool would start them through a server or anew, which takes seconds for each; a daemonic worker, as
+    dask's nannies start them, would be refused any.
+    """
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    vars(multiprocessing.current_process())["_config"].pop("daemon", None)
+
+
 def _start_worker(turn: "Synchronized[int]", devices: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     take_turn(turn, devices)
+    may_start_processes()
     torch.set_num_threads(1)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from fallline.bench.contenders import DROPS, WARM_UP, AnyOptimizer, Drops, get_c
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
 from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
+from fallline.bench.tasks._task import through
 
 RUNAWAY = 1e3
 """A training loss this many times the first one is called divergence, even while it is still a number: see `runaway`
@@ -194,7 +195,7 @@ def evaluate(task: Task, model: nn.Module, optimizer: AnyOptimizer, split: Split
     # Ours move by one step at most. Before the first step there is one point, and everyone is measured alike.
     far = elsewhere and not isinstance(optimizer, fallline.Optimizer) and any(optimizer.state.values())
     with statistics_anew(task, model) if far else contextlib.nullcontext():
-        measures = {name: float(value) for name, value in task.evaluate(model, split).items()}
+        measures = {str(name): float(value) for name, value in task.measure(model, split).items()}
     if elsewhere:
         optimizer.train()  # type: ignore[union-attr]
     model.train()
@@ -229,7 +230,8 @@ def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
         norm.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in islice(task.batches(generator(0, "statistics")), STATISTICS):
-            task.losses(model, to_device(batch, str(device)))
+            with torch.enable_grad():  # as in training: a loss may have a derivative in it
+                task.losses(model, to_device(batch, str(device)))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
@@ -239,10 +241,16 @@ def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
 
 
 def record(outcome: Outcome, measures: Mapping[str, float]) -> None:
-    """Add a point to the curve; what is not a finite number is None, as JSON has no other word for it."""
+    """Add a point to the curve; what is not a finite number is None, as JSON has no other word for it.
+
+    All columns stay as long as each other: a measure that appears late, or is missing for once, is None elsewhere.
+    """
+    before = len(outcome.curve.get("step", ()))
     counts = {"step": float(outcome.steps), "gradient evaluations": float(outcome.gradient_evaluations)}
     for name, value in {**counts, "train loss": math.nan, **measures}.items():
-        outcome.curve.setdefault(name, []).append(value if math.isfinite(value) else None)
+        outcome.curve.setdefault(name, [None] * before).append(value if math.isfinite(value) else None)
+    for column in outcome.curve.values():
+        column.extend([None] * (before + 1 - len(column)))
     for name, value in {"cpu seconds": outcome.cpu_seconds, "wall seconds": outcome.wall_seconds}.items():
         outcome.times.setdefault(name, []).append(round(value, 6))
 
@@ -366,11 +374,16 @@ class Clock:
 
 
 def to_device(batch: Batch, device: str) -> Batch:
-    """A batch with its tensors on a device, through tuples, lists and dictionaries."""
+    """A batch with its tensors on a device, through tuples, lists, dictionaries and data classes.
+
+    What has a method `to` of its own is moved by that.
+    """
     if device == "cpu":
         return batch
-    if isinstance(batch, Mapping):
-        return {name: to_device(value, device) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device, non_blocking=True)
+        return value.to(device) if callable(getattr(value, "to", None)) else value
+
+    return through(batch, move)

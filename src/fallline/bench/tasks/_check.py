@@ -130,8 +130,7 @@ class _Trial:
             batches = self.batches(1)
             drawn = [self.next(batches, number) for number in range(2)]
             seed_torch(0, "dropout")
-            with torch.no_grad():
-                return [self.call(self.task.losses, model, batch) for batch in drawn]
+            return [self.call(self.task.losses, model, batch).detach() for batch in drawn]
 
         if not all(_same(one, other) for one, other in zip(draw(0), draw(1), strict=True)):
             raise self.complain(
@@ -186,14 +185,17 @@ class _Trial:
             return
         model.eval()
         for split in get_args(Split):
-            with torch.no_grad():
-                measures: Any = self.call(self.task.evaluate, model, split)
+            measures: Any = self.call(self.task.measure, model, split)
             if not isinstance(measures, Mapping) or "loss" not in measures:
                 raise self.complain(f'evaluate must return a dict with "loss", got {_kind(measures)}')
             for name, value in measures.items():
-                if not isinstance(value, int | float):
-                    call_item = ": .item() makes it one" if isinstance(value, Tensor) else ""
-                    raise self.complain(f"evaluate must return numbers, got {_kind(value)} for {name!r}{call_item}")
+                try:
+                    float(value)
+                except (TypeError, ValueError, RuntimeError, OverflowError):
+                    call_item = ": .mean().item() makes it one" if isinstance(value, Tensor) else ""
+                    raise self.complain(
+                        f"evaluate must return numbers, got {_kind(value)} for {name!r}{call_item}"
+                    ) from None
             if not math.isfinite(measures["loss"]):
                 raise self.complain(f"evaluate gave the {split} loss {measures['loss']} for an untrained model")
         model.train()

@@ -3,10 +3,12 @@
 import hashlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import traceback
 from functools import cache
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import ModuleType
 
@@ -119,4 +121,20 @@ def _module(path: Path, source: bytes) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(describe_error(error, path)) from error
+    _let_children_import(name, path, source)
     return module
+
+
+def _let_children_import(name: str, path: Path, source: bytes) -> None:
+    """Leave the module where a started process finds it, so that what its file defines can be unpickled there.
+
+    Such a process knows the name alone, and the places in `sys.path`. The folder goes with this process.
+    """
+    place = Path(get_temp_dir(), hashlib.sha256(bytes(path) + source).hexdigest()[:12])
+    place.mkdir(exist_ok=True)
+    text = f"__file__, __source__ = {str(path)!r}, {source!r}\nexec(compile(__source__, __file__, 'exec'))\n"
+    unfinished = place / f"{name}.{os.getpid()}"
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(place / f"{name}.py")
+    others = [entry for entry in sys.path if not Path(entry, f"{name}.py").exists()]
+    sys.path[:] = [*others, str(place)]

@@ -1,14 +1,16 @@
 """What a task is: a model, batches, a loss, a horizon and, where there is held-out data, how to measure on it."""
 
 import copy
+import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from fallline.bench.spaces import Choice, Range, Setting
 
@@ -164,18 +166,69 @@ class Task(ABC):
         return islice(self.batches(torch.Generator().manual_seed(0)), 4)
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """Mean `loss`, and further measures, on held-out data. Called without gradients."""
+        """Mean `loss`, and further measures, on held-out data. Called without gradients.
+
+        Where it takes a derivative, and autograd refuses for want of a graph, it is called once more with gradients.
+        """
         raise NotImplementedError(f"the task {self.name} has no held-out data")
+
+    def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """What `evaluate` returns, called without gradients unless it needs them."""
+        try:
+            with torch.no_grad():
+                return self.evaluate(model, split)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+        with torch.enable_grad():
+            measures: Any = self.evaluate(model, split)
+        return through(measures, lambda value: value.detach() if isinstance(value, Tensor) else value)  # type: ignore[no-any-return]
+
+
+def through(batch: Batch, change: Callable[[Any], Any]) -> Batch:
+    """A batch with each of its leaves changed; mappings, tuples with names or without, lists and data classes stay."""
+    if isinstance(batch, Mapping):
+        changed = {name: through(value, change) for name, value in batch.items()}
+        return changed if type(batch) is dict else _alike(batch, changed)
+    if isinstance(batch, PackedSequence):
+        return change(batch)
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(through(value, change) for value in batch))
+    if isinstance(batch, tuple | list):
+        return type(batch)(through(value, change) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type) and not hasattr(batch, "to"):
+        changed = copy.copy(batch)
+        for field in dataclasses.fields(batch):  # past __init__, which may take something else, and past `frozen`
+            object.__setattr__(changed, field.name, through(getattr(batch, field.name), change))
+        return changed
+    return change(batch)
+
+
+def _alike(batch: Mapping[Any, Any], changed: dict[Any, Any]) -> Any:
+    """The values in a mapping of the batch's own kind, which may have further methods; else in a plain one."""
+    try:
+        other = copy.copy(batch)
+        other.update(changed)  # type: ignore[attr-defined]
+    except Exception:  # one that cannot be written to, or copied
+        return changed
+    return other
 
 
 def _share(batch: Batch, rank: int, ranks: int) -> Batch:
-    if isinstance(batch, Mapping):
-        return {name: _share(value, rank, ranks) for name, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return type(batch)(_share(value, rank, ranks) for value in batch)
-    if not isinstance(batch, Tensor) or batch.ndim == 0:
-        return batch
-    if len(batch) % ranks:
-        raise ValueError(f"a batch of {len(batch)} examples cannot be cut into {ranks} equal shares")
-    size = len(batch) // ranks
-    return batch[rank * size : (rank + 1) * size]
+    """One rank's examples of a batch."""
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            if hasattr(value, "to"):
+                raise ValueError(
+                    f"a batch of the kind {type(value).__name__} cannot be cut into shares: write `shares` in the task"
+                )
+            return value
+        if value.ndim == 0:
+            return value
+        if len(value) % ranks:
+            raise ValueError(f"a batch of {len(value)} examples cannot be cut into {ranks} equal shares")
+        size = len(value) // ranks
+        return value[rank * size : (rank + 1) * size]
+
+    return through(batch, cut)

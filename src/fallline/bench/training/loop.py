@@ -193,8 +193,9 @@ def train(plan: Plan, processes: Processes, listener: Listener, asked: Callable[
     tail = {"loss": losses[step - max(1, step // 10) : step].mean().item()}
     outcome.score = outcome.curve["validation loss"][-1] if task.held_out else tail["loss"]
     if plan.test:
-        outcome.result = measured("test") if task.held_out else tail
-        if not all(map(math.isfinite, outcome.result.values())):
+        measures = measured("test") if task.held_out else tail
+        outcome.result = {name: value for name, value in measures.items() if math.isfinite(value)}
+        if "loss" not in outcome.result:
             outcome.status, outcome.reason, outcome.result = "diverged", "the test loss is not finite", {}
     return ended
 
