@@ -70,7 +70,7 @@ class _Trial:
     def call(self, function: Callable[..., T], *args: Any) -> T:
         try:
             return function(*args)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(describe_error(error, self.file)) from error
 
     def constants(self) -> None:
