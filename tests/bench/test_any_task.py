@@ -104,3 +104,9 @@ def test_batches_of_any_kind_are_moved_cut_and_hashed(kind) -> None:  # type: ig
         _take_in(total, one)
         taken.append(total.hexdigest())
     assert taken[0] != taken[1]
+
+
+def test_a_task_that_exits_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "leaving_task.py").write_text(TASK.replace("return torch.nn.Linear(4, 1)", "raise SystemExit(3)"))
+    with pytest.raises(ValueError, match=r"leaving_task.py, line \d+: SystemExit: 3"):
+        check(get_task(str(tmp_path / "leaving_task.py")))

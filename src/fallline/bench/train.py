@@ -21,7 +21,7 @@ from fallline.bench.contenders import DROPS, WARM_UP, AnyOptimizer, Drops, get_c
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
 from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
-from fallline.bench.tasks._task import through
+from fallline.bench.tasks._task import measure, through
 
 RUNAWAY = 1e3
 """A training loss this many times the first one is called divergence, even while it is still a number: see `runaway`
@@ -195,7 +195,7 @@ def evaluate(task: Task, model: nn.Module, optimizer: AnyOptimizer, split: Split
     # Ours move by one step at most. Before the first step there is one point, and everyone is measured alike.
     far = elsewhere and not isinstance(optimizer, fallline.Optimizer) and any(optimizer.state.values())
     with statistics_anew(task, model) if far else contextlib.nullcontext():
-        measures = {str(name): float(value) for name, value in task.measure(model, split).items()}
+        measures = {str(name): float(value) for name, value in measure(task, model, split).items()}
     if elsewhere:
         optimizer.train()  # type: ignore[union-attr]
     model.train()

@@ -14,7 +14,7 @@ from fallline.bench.data import find
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Choice, Range, Setting
 from fallline.bench.tasks._file import describe_error
-from fallline.bench.tasks._task import Batch, Split, Task
+from fallline.bench.tasks._task import Batch, Split, Task, measure
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class _Trial:
     def call(self, function: Callable[..., T], *args: Any) -> T:
         try:
             return function(*args)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(describe_error(error, self.file)) from error
 
     def constants(self) -> None:
@@ -185,7 +185,7 @@ class _Trial:
             return
         model.eval()
         for split in get_args(Split):
-            measures: Any = self.call(self.task.measure, model, split)
+            measures: Any = self.call(measure, self.task, model, split)
             if not isinstance(measures, Mapping) or "loss" not in measures:
                 raise self.complain(f'evaluate must return a dict with "loss", got {_kind(measures)}')
             for name, value in measures.items():

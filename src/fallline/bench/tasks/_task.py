@@ -172,17 +172,19 @@ class Task(ABC):
         """
         raise NotImplementedError(f"the task {self.name} has no held-out data")
 
-    def measure(self, model: nn.Module, split: Split) -> dict[str, float]:
-        """What `evaluate` returns, called without gradients unless it needs them."""
-        try:
-            with torch.no_grad():
-                return self.evaluate(model, split)
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
-                raise
-        with torch.enable_grad():
-            measures: Any = self.evaluate(model, split)
-        return through(measures, lambda value: value.detach() if isinstance(value, Tensor) else value)  # type: ignore[no-any-return]
+
+def measure(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
+    """What `task.evaluate` returns, called without gradients unless it needs them."""
+    try:
+        with torch.no_grad():
+            return task.evaluate(model, split)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        measures: Any = task.evaluate(model, split)
+    detached: dict[str, float] = through(measures, lambda one: one.detach() if isinstance(one, Tensor) else one)
+    return detached
 
 
 def through(batch: Batch, change: Callable[[Any], Any]) -> Batch:
@@ -197,10 +199,10 @@ def through(batch: Batch, change: Callable[[Any], Any]) -> Batch:
     if isinstance(batch, tuple | list):
         return type(batch)(through(value, change) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type) and not hasattr(batch, "to"):
-        changed = copy.copy(batch)
+        other: Any = copy.copy(batch)
         for field in dataclasses.fields(batch):  # past __init__, which may take something else, and past `frozen`
-            object.__setattr__(changed, field.name, through(getattr(batch, field.name), change))
-        return changed
+            object.__setattr__(other, field.name, through(getattr(batch, field.name), change))
+        return other
     return change(batch)
 
 

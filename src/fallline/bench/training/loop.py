@@ -64,6 +64,9 @@ class Ended:
     unsaved: str | None = None
     """Why the last checkpoint could not be written, if so."""
 
+    unit: str = "examples"
+    """What `examples` counts; `steps` on a task whose losses are one number for a batch."""
+
     examples: int = 0
     """Losses that this command has taken gradients of, over all processes."""
 
@@ -151,7 +154,7 @@ def train(plan: Plan, processes: Processes, listener: Listener, asked: Callable[
         clock.stop()  # only here does the loop read a value: an accelerator would wait
         stretch = processes.mean(torch.stack(fresh)).cpu()
         losses[step : step + len(fresh)] = stretch
-        step, examples = step + len(fresh), gradients.examples * processes.ranks
+        step, examples = step + len(fresh), gradients.over(processes.ranks)
         fresh.clear()
         outcome.steps, outcome.gradient_evaluations = step, gradients.count
         speed = (examples - seen) / max(outcome.wall_seconds - before, 1e-9)
@@ -160,7 +163,7 @@ def train(plan: Plan, processes: Processes, listener: Listener, asked: Callable[
         scalars = {
             "loss": stretch.mean().item(),
             "lr": rate,
-            "examples/s": speed,
+            f"{gradients.unit}/s": speed,
         }
         scalars |= readings(optimizer)
         measures = None
@@ -186,7 +189,8 @@ def train(plan: Plan, processes: Processes, listener: Listener, asked: Callable[
         clock.start()
 
     # Result
-    ended.examples, ended.seconds = gradients.examples * processes.ranks, outcome.wall_seconds - first(saved)
+    ended.unit, ended.examples = gradients.unit, gradients.over(processes.ranks)
+    ended.seconds = outcome.wall_seconds - first(saved)
     outcome.state_bytes = state_bytes(optimizer)
     if ended.interrupted or outcome.lost:
         return ended
@@ -211,7 +215,11 @@ class SharedGradients(Gradients):
     def __init__(self, task: Task, model: nn.Module, optimizer: AnyOptimizer, plan: Plan, device: str) -> None:
         super().__init__(task, model, optimizer)
         self.plan, self.device = plan, device
-        self.examples = 0
+        self.examples, self.unit = 0, "examples"
+
+    def over(self, ranks: int) -> int:
+        """Examples of all processes, which see as many each; steps they make together."""
+        return self.examples * ranks if self.unit == "examples" else self.examples
 
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As in the base class."""
@@ -224,6 +232,8 @@ class SharedGradients(Gradients):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         self.count += 1
         self.examples += losses.numel()
+        if losses.ndim == 0:
+            self.unit = "steps"
         return losses, loss.detach()
 
 

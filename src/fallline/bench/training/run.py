@@ -211,6 +211,6 @@ def report(plan: Plan, ended: Ended, console: Console, errors: Console) -> None:
     else:
         measured = {name: values[-1] for name, values in outcome.curve.items() if name.startswith("validation")}
         console.print(Text(told({name: value for name, value in measured.items() if value is not None}), style="bold"))
-    speed = f", {ended.examples / ended.seconds:,.0f} examples/s" if ended.seconds > 0 else ""
+    speed = f", {ended.examples / ended.seconds:,.0f} {ended.unit}/s" if ended.seconds > 0 else ""
     console.print(f"{outcome.steps} steps, {clock(outcome.wall_seconds)} of training{speed}")
     console.print(f"{plan.out}: {RESULT}, {METRICS}, {NAME}", soft_wrap=True)
