@@ -236,7 +236,7 @@ def race(
         readable_errors(),
         Store(out / DATABASE, complain=warn) as store,
         Logging(open_loggers(log, out), complain=warn) as loggers,
-        workplace(scheduler, workers) as (pool, places),
+        workplace(scheduler, workers, out) as (pool, places),
     ):
         about = {"command": command_line(design), "environment": environment(workers)}
 
@@ -547,11 +547,19 @@ def command_line(design: Design) -> str:
 
 
 @contextmanager
-def workplace(scheduler: str | None, jobs: int) -> Iterator[tuple[Executor, int]]:
-    """Where runs run, and how many at a time."""
+def workplace(scheduler: str | None, jobs: int, out: Path) -> Iterator[tuple[Executor, int]]:
+    """Where runs run, and how many at a time; what workers on this machine print goes to a file."""
     if scheduler is None:
-        with local_pool(jobs) as pool:
-            yield pool, jobs
+        said = out / "printed.txt"
+        said.unlink(missing_ok=True)
+        try:
+            with local_pool(jobs, said) as pool:
+                yield pool, jobs
+        finally:
+            if said.exists() and not said.stat().st_size:
+                said.unlink()
+        if said.exists():
+            console.print(Text(f"What was printed while the runs ran is in {said}.", style="dim"))
         return
     from fallline.bench.cluster import cluster  # dask is an extra
 

@@ -27,6 +27,7 @@ import fallline
 from fallline.bench import contenders, seeds
 from fallline.bench import train as loop
 from fallline.bench.tasks import Task
+from fallline.bench.tasks._file import files_of, reading
 from fallline.bench.train import Run
 
 
@@ -178,10 +179,13 @@ def _version(package: str) -> str:
 
 @cache
 def checksum(task: Task) -> str:
-    """The hash of `task.data()`."""
+    """The hash of `task.data()`, and of the files beside the task that it has read."""
     total = hashlib.sha256()
-    for part in task.data():
-        _take_in(total, part)
+    with reading(task):
+        for part in task.data():
+            _take_in(total, part)
+    for file in files_of(task):
+        _take_in(total, [file.name, file])
     return total.hexdigest()
 
 

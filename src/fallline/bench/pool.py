@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,14 +46,15 @@ class Renewed(Executor):
 
 
 @contextmanager
-def local_pool(jobs: int) -> Iterator[Executor]:
+def local_pool(jobs: int, said: Path | None = None) -> Iterator[Executor]:
     """Worker processes on this machine, one thread each; on an error or Ctrl-C they are ended at once.
 
-    On a machine with GPUs each worker sees one of them; the workers take turns.
+    On a machine with GPUs each worker sees one of them; the workers take turns. What they print, or a model in them, is
+    added to the file `said`: it would break the display.
     """
     start = start_method()
     turn, devices = start.Value("i", 0), visible_devices()
-    pool = Renewed(lambda: ProcessPoolExecutor(jobs, start, initializer=_start_worker, initargs=(turn, devices)))
+    pool = Renewed(lambda: ProcessPoolExecutor(jobs, start, initializer=_start_worker, initargs=(turn, devices, said)))
     others = set(multiprocessing.active_children())
     try:
         yield pool
@@ -106,7 +108,11 @@ def may_start_processes() -> None:
     vars(multiprocessing.current_process())["_config"].pop("daemon", None)
 
 
-def _start_worker(turn: "Synchronized[int]", devices: Sequence[str]) -> None:
+def _start_worker(turn: "Synchronized[int]", devices: Sequence[str], said: Path | None) -> None:
+    if said is not None:
+        with said.open("ab") as file:
+            os.dup2(file.fileno(), 1)  # by number: whoever writes, in whatever language
+            os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     take_turn(turn, devices)
     may_start_processes()

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from fallline.bench.checkpoint import Checkpoint, Unsaved, discard, load, restor
 from fallline.bench.contenders import DROPS, WARM_UP, AnyOptimizer, Drops, get_contender
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
-from fallline.bench.tasks import Batch, Schedule, Split, Task, get_task
+from fallline.bench.tasks import Batch, Schedule, Split, Task, alone, get_task
 from fallline.bench.tasks._task import measure, through
 
 RUNAWAY = 1e3
@@ -304,6 +305,7 @@ class Gradients:
 
     def __init__(self, task: Task, model: nn.Module, optimizer: AnyOptimizer) -> None:
         self.task, self.model, self.optimizer = task, model, optimizer
+        self.process = os.getpid()
         self.count = 0
         """Gradient evaluations so far."""
 
@@ -339,6 +341,7 @@ class Gradients:
         """Leave the gradients of a batch; returns the losses of its examples with their graph, and the mean without."""
         self.optimizer.zero_grad()
         losses = self.task.losses(self.model, batch)
+        alone(self.process)
         loss = losses.mean()
         loss.backward()
         self.count += 1

@@ -10,7 +10,7 @@ from fallline.bench.names import make, unknown
 from fallline.bench.tasks._check import check, make_sure
 from fallline.bench.tasks._file import fill_in, is_file, load_file
 from fallline.bench.tasks._options import HORIZON, split
-from fallline.bench.tasks._task import Batch, Schedule, Split, Task
+from fallline.bench.tasks._task import Batch, Schedule, Split, Task, alone
 
 TASKS = {
     "bowl": "fallline.bench.tasks.bowl:Bowl",
@@ -91,4 +91,4 @@ def no_option(base: str, options: dict[str, Any]) -> ValueError:
     return unknown(f"option of {base}", next(iter(options)), HORIZON)
 
 
-__all__ = ["REAL", "TASKS", "Batch", "Schedule", "Split", "Task", "check", "get_task", "make_sure"]
+__all__ = ["REAL", "TASKS", "Batch", "Schedule", "Split", "Task", "alone", "check", "get_task", "make_sure"]

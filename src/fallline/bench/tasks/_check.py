@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from fallline.bench.data import find
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Choice, Range, Setting
 from fallline.bench.tasks._file import describe_error
-from fallline.bench.tasks._task import Batch, Split, Task, measure
+from fallline.bench.tasks._task import Batch, Split, Task, alone, measure
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class _Trial:
     """Calls what a task has, and complains in its name."""
 
     def __init__(self, task: Task) -> None:
-        self.task = task
+        self.task, self.process = task, os.getpid()
         try:
             self.file = Path(inspect.getfile(type(task)))
         except (TypeError, OSError):  # a class that was typed into an interpreter
@@ -72,6 +73,8 @@ class _Trial:
             return function(*args)
         except (Exception, SystemExit) as error:
             raise ValueError(describe_error(error, self.file)) from error
+        finally:
+            alone(self.process)
 
     def constants(self) -> None:
         task = self.task

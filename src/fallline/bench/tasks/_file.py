@@ -7,10 +7,13 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from fallline.bench.tasks._task import Task
 
@@ -59,6 +62,54 @@ def _split(name: str) -> tuple[str, str] | None:
     return (match[1], match[2] or "") if match else None
 
 
+def files_of(task: Task) -> list[Path]:
+    """The files that a task of one's own has read so far from beside it, such as JSON, YAML or text; not its code."""
+    module = sys.modules.get(type(task).__module__)
+    return sorted(vars(module).get("__read__", ())) if module is not None else []
+
+
+@contextmanager
+def reading(task: Task | ModuleType) -> Iterator[None]:
+    """Note which files beside it the task, or its module, opens meanwhile: they belong to what a run is."""
+    module = task if isinstance(task, ModuleType) else sys.modules.get(type(task).__module__)
+    read = None if module is None else vars(module).get("__read__")
+    if read is None:  # no task of a file
+        yield
+        return
+    _watch()
+    _READING.append((Path(vars(module)["__file__"]).parent, read))
+    try:
+        yield
+    finally:
+        _READING.pop()
+
+
+_READING: list[tuple[Path, set[Path]]] = []
+"""The folders that are watched, and the files that were opened there."""
+
+
+@cache
+def _watch() -> None:
+    """An audit hook, which Python cannot take away again: it looks at nothing unless a task is being read."""
+
+    def opened(event: str, arguments: tuple[Any, ...]) -> None:
+        if event != "open" or not _READING or not isinstance(arguments[0], str | bytes):
+            return
+        folder, read = _READING[-1]
+        path = Path(os.fsdecode(arguments[0]))
+        mode, flags = arguments[1] or "", arguments[2]
+        writes = any(letter in mode for letter in "wax+") or (
+            isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
+        )
+        if writes or path.suffix in (".py", ".pyc", ".so"):
+            return
+        path = Path(os.path.abspath(path))
+        if path.is_relative_to(folder) and path.is_file():
+            read.add(path)
+
+    sys.addaudithook(opened)
+
+
 @cache
 def _load(path: Path, class_name: str, source: bytes) -> Task:
     module = _module(path, source)
@@ -83,7 +134,8 @@ def _load(path: Path, class_name: str, source: bytes) -> Task:
     kind = whole[asked[0]]
     fill_in(kind, path.stem if len(whole) == 1 else f"{path.stem}:{kind.__name__}")
     try:
-        return kind()
+        with reading(module):
+            return kind()
     except Exception as error:
         raise ValueError(describe_error(error, path)) from error
 
@@ -111,13 +163,14 @@ def _module(path: Path, source: bytes) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
-    vars(module)["__source__"] = source
+    vars(module).update(__source__=source, __read__=set())
     if str(path.parent) not in sys.path:  # so that the file finds its neighbours, as when Python runs it
         sys.path.insert(0, str(path.parent))
     sys.modules[name] = module
     try:
         # Not by the spec's loader: its bytecode cache misses a change within a second.
-        exec(compile(source, path, "exec"), vars(module))
+        with reading(module):
+            exec(compile(source, path, "exec"), vars(module))
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(describe_error(error, path)) from error

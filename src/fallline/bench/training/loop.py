@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fallline.bench.checkpoint import Unsaved
 from fallline.bench.contenders import AnyOptimizer
 from fallline.bench.seeds import generator, seed_torch
-from fallline.bench.tasks import Batch, Split, Task
+from fallline.bench.tasks import Batch, Split, Task, alone
 from fallline.bench.train import (
     Clock,
     Gradients,
@@ -226,6 +226,7 @@ class SharedGradients(Gradients):
         self.optimizer.zero_grad()
         with autocast(self.plan, self.device):
             losses = self.task.losses(self.model, batch)
+        alone(self.process)
         loss = losses.mean()
         loss.backward()
         if self.plan.clip is not None:
