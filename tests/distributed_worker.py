@@ -240,6 +240,8 @@ def ddp(
     optimizer = belongs_to(OPTIMIZERS[method](parameters, **settings), ranks)
     if form == "attach":
         optimizer.attach(module)
+    elif form == "passes":
+        optimizer.attach()
     model = module
     if ranks.size > 1:
         model = nn.parallel.DistributedDataParallel(module, process_group=ranks.group, **(options or {}))
@@ -369,6 +371,8 @@ def sharded(
     share = spread(model, way, ranks)
     parameters = list(model.parameters())
     optimizer = belongs_to(OPTIMIZERS[method](parameters, **settings), ranks)
+    if form == "passes":
+        optimizer.attach()
     with without(left_out):
         go_on(model, optimizer, range(STEPS), way, ranks, share, form, broken)
     return outcome(parameters, optimizer)
@@ -604,6 +608,13 @@ def _cases() -> dict[str, Case]:
         cases[f"uneven {m}, observe"] = Case(means)
         cases[f"uneven {m}, by count"] = Case(partial(uneven, m, form="observe", by_count=True))
         cases[f"uneven {m}, none left"] = Case(partial(uneven, m, form="observe", by_count=True, first=8))
+    # What backward is called on has no spread over examples, of which this one's R knows nothing either.
+    passes = partial(ddp, "orthogonal", form="passes")
+    cases["ddp orthogonal, passes"] = Case(passes)
+    cases["ddp orthogonal, passes, accumulated"] = Case(partial(passes, micro=2), alone=partial(ddp, "orthogonal"))
+    for way, size in (("fsdp", 2), ("tp", 2), ("hsdp", 4), ("offload", 2)):
+        one = partial(sharded, "orthogonal", way=way)
+        cases[f"{way} orthogonal, passes"] = Case(partial(one, form="passes"), size, alone=one)
     for i, m in enumerate(STATES):
         ref, flat = partial(never_stopped, m), i % 2 == 0
         cases[f"save {m}"] = Case(partial(saved, m, to=m, flat=flat), alone=ref)
