@@ -29,7 +29,7 @@ Target = float | str | Callable[[Tensor], Tensor]
 
 EPS = 1e-9  # a tensor whose gradient has a smaller norm is not treated (the authors' constant)
 TINY = 1e-30  # R stays above, so that S > 0
-SMALL_LR = 0.01  # a learning rate of Adam's, which asks a KOALA for a hundredth of the way
+SMALL_LR = 1e-6, 0.01  # learning rates as people type them from Adam: they ask a KOALA for a hundredth of the way
 
 
 def penalized(p: Tensor, g: Tensor, weight_decay: float | None, ok: Tensor | None = None) -> Tensor:
@@ -64,7 +64,7 @@ class KOALA(LossAware):
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         super().__init__(params, defaults)
         lr = self.defaults["lr"]
-        if isinstance(lr, int | float) and 0 < lr <= SMALL_LR:
+        if isinstance(lr, int | float) and SMALL_LR[0] <= lr <= SMALL_LR[1]:
             warnings.warn(
                 f"{type(self).__name__}(lr={lr!r}) hardly moves: lr is no step length here, as in Adam or SGD, but the "
                 "factor of a schedule, 1 by default. The length of a step is set by "

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from fallline.bench.contenders import DROPS, WARM_UP, AnyOptimizer, Drops, get_c
 from fallline.bench.seeds import generator, seed_torch
 from fallline.bench.spaces import Setting
 from fallline.bench.tasks import Batch, Schedule, Split, Task, alone, get_task
-from fallline.bench.tasks._task import measure, through
+from fallline.bench.tasks._task import measure, through, without_gradients
 
 RUNAWAY = 1e3
 """A training loss this many times the first one is called divergence, even while it is still a number: see `runaway`
@@ -231,8 +232,8 @@ def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
         norm.train()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for batch in islice(task.batches(generator(0, "statistics")), STATISTICS):
-            with torch.enable_grad():  # as in training: a loss may have a derivative in it
-                task.losses(model, to_device(batch, str(device)))
+            there = to_device(batch, str(device))
+            without_gradients(partial(task.losses, model, there))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

@@ -176,16 +176,21 @@ class Task(ABC):
 
 def measure(task: Task, model: nn.Module, split: Split) -> dict[str, float]:
     """What `task.evaluate` returns, called without gradients unless it needs them."""
+    measures: Any = without_gradients(lambda: task.evaluate(model, split))
+    detached: dict[str, float] = through(measures, lambda one: one.detach() if isinstance(one, Tensor) else one)
+    return detached
+
+
+def without_gradients(call: Callable[[], Any]) -> Any:
+    """What a call of a task's gives without gradients; where autograd finds that it needs them, with them."""
     try:
         with torch.no_grad():
-            return task.evaluate(model, split)
+            return call()
     except RuntimeError as error:
         if "does not require grad" not in str(error):
             raise
     with torch.enable_grad():
-        measures: Any = task.evaluate(model, split)
-    detached: dict[str, float] = through(measures, lambda one: one.detach() if isinstance(one, Tensor) else one)
-    return detached
+        return call()
 
 
 def through(batch: Batch, change: Callable[[Any], Any]) -> Batch:
