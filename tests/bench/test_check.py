@@ -887,12 +887,12 @@ def test_an_optimizer_without_bounds_is_ended_with_all_that_it_started(
     names = {
         "contract/negative-lr-refused": r"it was ended when it had \d+ processes, more than 20",
         "contract/nan-lr-refused": "it ended the process that had started it",
-        "state/hooks": r"it was ended when it took [\d.]+ GiB of memory, more than 1",
+        "state/hooks": r"it was ended when it took [\d.]+ GiB of memory, more than 2",
         "state/deepcopies": "it was ended when it had printed more than 1 MiB",
         "contract/lr-in-every-group": "its process ended with status 1",
         "gradients/zero-grad": "",
     }
-    limits = Limits(seconds=30, memory=1.0, processes=20, output=2**20)
+    limits = Limits(seconds=30, memory=2.0, processes=20, output=2**20)
     verdicts = check(get_subject(mutant(Rampant), {}), [PROMISES[name] for name in names], limits=limits)
     for verdict, reason in zip(verdicts, names.values(), strict=True):
         assert verdict.broken == bool(reason), verdict
