@@ -214,3 +214,11 @@ def test_who_is_missing_on_a_task_is_left_out_of_what_is_said_across():
         part(entry("sgd", SEEDS), task="two"),
     ]
     assert set(over_tasks(parts).iqm) == {"sgd"}
+
+
+def test_where_a_task_names_its_band_the_way_is_what_that_is_a_hundredth_of():
+    """As on the bowl, which begins near its minimum: the little that it falls there is no scale."""
+    own, worse = {**TASK, "equivalence": 0.15}, [x + 0.5 for x in SEEDS]
+    parts = [part(entry("sgd", SEEDS), entry("mine", worse, ours=True), task=name, about=own) for name in ("a", "b")]
+    assert [one.way for one in parts] == pytest.approx([15.0, 15.0])
+    assert over_tasks(parts).iqm["mine"].mean == pytest.approx(100 * 0.5 / 15.0, rel=0.05)

@@ -315,7 +315,9 @@ def compare(race: Race, design: Design, task: str, track: str, entries: list[Res
     everyone = [list(entry.seeds.values()) for entry in part.entries]
     part.initial = decide.initial_loss(itertools.chain(*everyone), part.held_out)
     best = decide.best_loss(everyone)
-    part.way = decide.way(part.initial, best)
+    # Where a task names its band, as one that begins near its minimum does, the way is what the band is 1 % of.
+    named = about.get("equivalence")
+    part.way = 100 * named if named else decide.way(part.initial, best)
     part.band = decide.equivalence(about.get("equivalence"), part.initial, best)
     losses = {entry.name: entry.losses for entry in part.entries if entry.seeds}
     part.matrix = matrix(losses, part.band) if len(losses) > 1 else {}
