@@ -191,6 +191,8 @@ def test_garbage_is_loaded_as_a_valid_optimizer_or_refused_as_a_whole(method: st
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
+            if hasattr(optimizer, "train"):
+                optimizer.train()  # from the filtered point, if the checkpoint says that it was saved there
             train(model, optimizer, range(3, 5))
 
 
@@ -291,6 +293,25 @@ def test_parts_of_a_network_of_lodo_in_two_groups_are_refused() -> None:
     saved["param_groups"] = [{**one, "params": one["params"][:2]}, {**one, "params": one["params"][2:]}]
     with pytest.raises(ValueError, match="another group"):
         again.load_state_dict(saved)
+
+
+def test_one_place_of_a_network_of_lodo_for_two_parameters_is_refused() -> None:
+    _, optimizer = trained("lodo", bucket_size=1000)
+    before, saved = everything(optimizer), optimizer.state_dict()
+    saved["state"][2] = dict(saved["state"][1])
+    with pytest.raises(ValueError, match="parameter 2 of group 0 has the place of parameter 1 of group 0"):
+        optimizer.load_state_dict(saved)
+    assert_bits(before, everything(optimizer))
+
+
+def test_a_point_that_a_method_does_not_have_is_refused() -> None:
+    """Only KOALA-M's checkpoint may say that it was saved at the filtered point."""
+    for method in ("koala-v", "koala-pp", "koala-metric", "koala-orthogonal"):
+        _, optimizer = trained(method)
+        saved = optimizer.state_dict()
+        saved["param_groups"][0]["evaluating"] = True
+        with pytest.raises(ValueError, match="evaluating is True"):
+            optimizer.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("dtype", [torch.double, torch.float, torch.half, torch.bfloat16], ids=str)

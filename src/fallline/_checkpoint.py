@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("is_floating_point", "is_complex")
-
 
 def fitted(optimizer: Any, state_dict: Any) -> dict[str, Any]:
     """The checkpoint in the order of the optimizer's parameters, where both have names; nothing has changed.
@@ -138,8 +136,13 @@ def _state(optimizer: Any, p: Tensor, group: dict[str, Any], state: dict[str, An
             refuse(
                 optimizer, f"{name} of {called} has the shape {tuple(value.shape)}, and should have {tuple(like.shape)}"
             )
-        if any(getattr(value, kind)() != getattr(like, kind)() for kind in KINDS):
+        if not alike(value, like):
             refuse(optimizer, f"{name} of {called} is of {value.dtype}, and should be of {like.dtype}")
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Both floating-point numbers, both complex, or both neither."""
+    return a.is_floating_point() == b.is_floating_point() and a.is_complex() == b.is_complex()
 
 
 def _told(value: Any) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
 from torch.nn.parameter import is_lazy
 
-from ._checkpoint import fitted
+from ._checkpoint import alike, fitted
 from ._foreach import run, squared_norm
 from ._fused import Kernel, Misfit, Tensors
 from ._shards import _sharded, local, over_shards
@@ -332,7 +332,7 @@ class Optimizer(torch.optim.Optimizer):
             if kind in right or kind[1] is None:  # what is no tensor is refused where it is used
                 continue
             wanted, _ = self._wanted(p, group, own)
-            stale = [n for n, like in wanted.items() if own[n].dtype != like.dtype and _alike(own[n], like)]
+            stale = [n for n, like in wanted.items() if own[n].dtype != like.dtype and alike(own[n], like)]
             if stale:
                 new = self._init_state(p.detach().to(own[name].dtype), group)
                 if all(torch.equal(own[n], value) for n, value in new.items()):
@@ -446,11 +446,6 @@ def plain(value: Any) -> Any:
     if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0:
         return value.item()
     return value
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    """Both floating-point numbers, both complex, or both neither."""
-    return a.is_floating_point() == b.is_floating_point() and a.is_complex() == b.is_complex()
 
 
 def _salt(t: SimpleNamespace) -> Tensor | None:

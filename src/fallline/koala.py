@@ -55,7 +55,7 @@ class KOALA(LossAware):
 
     _ranges = LossAware._ranges | {"r": "[0, inf)", "alpha_r": "[0, 1]", "weight_decay": "[0, inf)"}
     _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
-    _words = {"stage": ("resting", "predicted", "filtered")}
+    _words = {"stage": ("resting", "predicted", "filtered"), "evaluating": (False,)}
     _follows = False  # whether a model says when to be at which point
     _resumed = False  # whether state was loaded since the last step
     _foreign = False  # whether weights were loaded to which the state does not belong

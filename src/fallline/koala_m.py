@@ -116,6 +116,7 @@ class MomentumKOALA(KOALA):
     }
     _choices = {"q_rule": ("reference", "paper", "fixed"), "average_init": ("params", "zeros")}
     _whole = KOALA._whole | {"sw", "sc", "sv", "a", "qw", "qv", "q_rule", "average_init"}
+    _words = KOALA._words | {"evaluating": (False, True)}
     _variance = "p11"
 
     def __init__(

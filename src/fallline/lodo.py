@@ -332,12 +332,15 @@ class LODO(Optimizer):
                     own = {"bucket": torch.tensor(number, device="cpu"), "place": torch.tensor(place, device="cpu")}
                     states[listed[at]] = {**states.get(listed[at], {}), **own}
         whole = {
-            i: state
-            for i, state in states.items()
-            if all(isinstance(state.get(name), Tensor) and state[name].numel() == 1 for name in ("bucket", "place"))
+            i: state for i, state in states.items() if all(_number(state.get(name)) for name in ("bucket", "place"))
         }
         self._loading = {}
-        for members in _buckets({i: (int(state["bucket"]), int(state["place"])) for i, state in whole.items()}):
+        numbers = {i: (int(state["bucket"]), int(state["place"])) for i, state in whole.items()}
+        first: dict[tuple[int, int], Any] = {}
+        for i, own_place in numbers.items():
+            if first.setdefault(own_place, i) != i:
+                refuse(self, f"{owners[i][3]} has the place of {owners[first[own_place]][3]} in a network")
+        for members in _buckets(numbers):
             if len({id(owners[i][1]) for i in members}) > 1:
                 refuse(self, f"{owners[members[0]][3]} shares a network with a parameter of another group")
             self._loading[owners[members[0]][0]] = [owners[i][0] for i in members]
@@ -391,6 +394,11 @@ class LODO(Optimizer):
                 self.__dict__.setdefault("_known_numbers", {})[p] = own["bucket"], number, place
             self.state[bucket[0]].update(network)
         self._known = None
+
+
+def _number(value: Any) -> bool:
+    """Whether this is a tensor of one whole number."""
+    return isinstance(value, Tensor) and value.numel() == 1 and value.dtype == torch.int64
 
 
 def _buckets(numbers: Mapping[Any, tuple[int, int]]) -> list[list[Any]]:
