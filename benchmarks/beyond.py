@@ -24,23 +24,23 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from fallline.bench.commands import TRIALS, Size, command_line, plain_spaces
-from fallline.bench.contenders import get_contender
-from fallline.bench.costs import Cost, Excused, busy, measure
-from fallline.bench.design import TRACKS, Design
-from fallline.bench.display import Display
-from fallline.bench.environment import environment
-from fallline.bench.files import put, stem
-from fallline.bench.planner import BUSY, wall_seconds
-from fallline.bench.pool import available_cores, local_pool
-from fallline.bench.race import Progress, RaceError, race
-from fallline.bench.record import Race, Store
-from fallline.bench.results import Part, Result, Results, results
-from fallline.bench.stats import Interval
-from fallline.bench.summary import duration
+from fallline.bench.cli.commands import TRIALS, Size, command_line, plain_spaces
+from fallline.bench.cli.terminal import DATABASE
+from fallline.bench.common.files import put, stem
+from fallline.bench.contenders.contender import get_contender
+from fallline.bench.protocol.design import TRACKS, Design
+from fallline.bench.protocol.results import Part, Result, Results, results
+from fallline.bench.protocol.stats import Interval
+from fallline.bench.protocol.verdict import Pairs, Verdict, judge
+from fallline.bench.race.coordinator import Progress, RaceError, race
+from fallline.bench.race.costs import Cost, Excused, busy, measure
+from fallline.bench.race.planner import BUSY, wall_seconds
+from fallline.bench.race.pool import available_cores, local_pool
+from fallline.bench.race.store import Race, Store
+from fallline.bench.report.display import Display
+from fallline.bench.report.summary import duration
+from fallline.bench.runs.environment import environment
 from fallline.bench.tasks import get_task, make_sure
-from fallline.bench.terminal import DATABASE
-from fallline.bench.verdict import Pairs, Verdict, judge
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fallline.bench.data import MissingData, find
-from fallline.bench.environment import environment
-from fallline.bench.files import put
-from fallline.bench.pool import available_cores, local_pool
-from fallline.bench.race import RaceError
-from fallline.bench.record import Store
-from fallline.bench.repro import EXPERIMENTS, Design, Experiment, get_experiment
-from fallline.bench.repro._preset import Preset
-from fallline.bench.repro.reproduce import Progress, reproduce, slim, stem_of, write
-from fallline.bench.repro.watch import Watcher
+from fallline.bench.common.files import put
+from fallline.bench.race.coordinator import RaceError
+from fallline.bench.race.pool import available_cores, local_pool
+from fallline.bench.race.store import Store
+from fallline.bench.runs.environment import environment
+from fallline.bench.tasks.data import MissingData, find
+from fallline.papers.experiments import EXPERIMENTS, Design, Experiment, get_experiment
+from fallline.papers.experiments._preset import Preset
+from fallline.papers.experiments.reproduce import Progress, reproduce, slim, stem_of, write
+from fallline.papers.experiments.watch import Watcher
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"

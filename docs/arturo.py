@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import fallline
-from fallline.arturo import PUBLISHED
-from fallline.bench.files import fill
-from fallline.bench.seeds import generator, seed_torch
+from fallline.arturo.arturo import PUBLISHED
+from fallline.bench.common.files import fill
+from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.tasks import get_task
 
 HERE = Path(__file__).parent

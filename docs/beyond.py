@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fallline.bench import display
-from fallline.bench.export import in_words
-from fallline.bench.files import fill, markdown
-from fallline.bench.stats import stratified_interval
-from fallline.bench.summary import duration
+from fallline.bench.common.files import fill, markdown
+from fallline.bench.protocol.stats import stratified_interval
+from fallline.bench.report import display
+from fallline.bench.report.export import in_words
+from fallline.bench.report.summary import duration
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "benchmarks" / "records"

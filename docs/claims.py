@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fallline.bench.files import fill, markdown
-from fallline.bench.repro.claims import METHODS
-from fallline.bench.repro.claims.show import measurement, number, tally, told
+from fallline.bench.common.files import fill, markdown
+from fallline.papers.claims import METHODS
+from fallline.papers.claims.show import measurement, number, tally, told
 
 HERE = Path(__file__).parent
 RECORD = HERE.parent / "benchmarks" / "records" / "claims.json"

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fallline.bench.commands import DATABASE
-from fallline.bench.display import difference, spread
-from fallline.bench.files import fill, markdown
-from fallline.bench.record import Store
-from fallline.bench.results import Part, Result, Results, results
+from fallline.bench.cli.commands import DATABASE
+from fallline.bench.common.files import fill, markdown
+from fallline.bench.protocol.results import Part, Result, Results, results
+from fallline.bench.race.store import Store
+from fallline.bench.report.display import difference, spread
 
 HERE = Path(__file__).parent
 SEARCHES = 2000

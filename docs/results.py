@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fallline.bench.files import fill, markdown
-from fallline.bench.repro import EXPERIMENTS, Experiment, get_experiment
-from fallline.bench.repro._experiment import Record
-from fallline.bench.repro._preset import Preset
-from fallline.bench.repro._preset_page import figures
-from fallline.bench.repro.listing import how, measured
-from fallline.bench.repro.reproduce import stem_of
-from fallline.bench.stats import Interval
+from fallline.bench.common.files import fill, markdown
+from fallline.bench.protocol.stats import Interval
+from fallline.papers.experiments import EXPERIMENTS, Experiment, get_experiment
+from fallline.papers.experiments._experiment import Record
+from fallline.papers.experiments._preset import Preset
+from fallline.papers.experiments._preset_page import figures
+from fallline.papers.experiments.listing import how, measured
+from fallline.papers.experiments.reproduce import stem_of
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "benchmarks" / "records"

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import fallline
-from fallline.bench import cli
+from fallline.bench.cli import app as cli
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
@@ -100,7 +100,7 @@ def test_no_module_leads_back_to_itself() -> None:
         ("fallline/made_up.py", "def f():\n    from scipy import stats", "scipy.stats"),
         ("fallline/made_up.py", "import torch\nimport fallline.bench", "fallline.bench"),
         ("fallline/made_up.py", "from fallline import bench", "fallline.bench"),
-        ("fallline/made_up.py", "from .bench.cli import main", "fallline.bench.cli.main"),
+        ("fallline/made_up.py", "from .bench.cli import main", "fallline.bench.cli.app.main"),
         ("fallline/made_up.py", "from . import bench", "fallline.bench"),
         ("fallline/bench/made_up.py", "from fallline._loss import mean", "fallline._loss.mean"),
         ("fallline/bench/made_up.py", "from fallline import _loss", "fallline._loss"),

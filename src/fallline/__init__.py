@@ -2,14 +2,14 @@
 
 from ._optimizer import Optimizer
 from ._registry import create_optimizer, list_optimizers
-from .arturo import ArTuRO
+from .arturo.arturo import ArTuRO
 from .coolmomentum import CoolMomentum
-from .koala import KOALA
-from .koala_m import MomentumKOALA
-from .koala_metric import MetricKOALA, OrthogonalKOALA
-from .koala_pp import KOALAPlusPlus
-from .koala_v import VanillaKOALA
-from .lodo import LODO
+from .koala.base import KOALA
+from .koala.metric import MetricKOALA, OrthogonalKOALA
+from .koala.momentum import MomentumKOALA
+from .koala.plus_plus import KOALAPlusPlus
+from .koala.vanilla import VanillaKOALA
+from .lodo.lodo import LODO
 
 __version__ = "0.1.0"
 __all__ = [

@@ -14,10 +14,10 @@ from torch._compile import _disable_dynamo  # as torch.optim does: the public on
 from torch.nn.parameter import is_lazy
 
 from ._checkpoint import alike, fitted
-from ._foreach import run, squared_norm
-from ._fused import Kernel, Misfit, Tensors
+from ._engine.fused import Kernel, Misfit, Tensors
+from ._engine.run import run, squared_norm
+from ._engine.tape import HALF
 from ._shards import _sharded, local, over_shards
-from ._tape import HALF
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 

@@ -10,13 +10,13 @@ from typing import Any, TypeGuard
 import torch
 
 from ._optimizer import Params
-from .arturo import ArTuRO
+from .arturo.arturo import ArTuRO
 from .coolmomentum import CoolMomentum
-from .koala_m import MomentumKOALA
-from .koala_metric import MetricKOALA, OrthogonalKOALA
-from .koala_pp import KOALAPlusPlus
-from .koala_v import VanillaKOALA
-from .lodo import LODO
+from .koala.metric import MetricKOALA, OrthogonalKOALA
+from .koala.momentum import MomentumKOALA
+from .koala.plus_plus import KOALAPlusPlus
+from .koala.vanilla import VanillaKOALA
+from .lodo.lodo import LODO
 
 OURS: dict[str, type[torch.optim.Optimizer]] = {
     "arturo": ArTuRO,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._foreach import clean
+from ._engine.run import clean
 from ._optimizer import Optimizer, Params, squared_norms, zeros_like
 from ._shards import size
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fallline.bench.seeds import derive
+from fallline.bench.common.seeds import derive
 from fallline.bench.speed.methods import Method
 from fallline.bench.speed.shapes import Shape, elements
 

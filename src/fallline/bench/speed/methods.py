@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fallline
-from fallline.bench.names import unknown
+from fallline.bench.common.names import unknown
 
 Mode = Literal["eager", "fused", "foreach", "plain", "captured"]
 """How a step runs: our kernels one tensor at a time, or in one pass over all; torch's over lists; as the authors write

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fallline.bench.environment import environment
-from fallline.bench.files import put
+from fallline.bench.common.files import put
+from fallline.bench.runs.environment import environment
 from fallline.bench.speed.results import Part, Row
 from fallline.bench.speed.timing import Turn
 

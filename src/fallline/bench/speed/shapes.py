@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 
-from fallline.bench.names import unknown
+from fallline.bench.common.names import unknown
 
 Shape = tuple[int, ...]
 

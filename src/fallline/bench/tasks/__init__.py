@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fallline.bench.names import make, unknown
+from fallline.bench.common.names import make, unknown
 from fallline.bench.tasks._check import check, make_sure
 from fallline.bench.tasks._file import fill_in, is_file, load_file
 from fallline.bench.tasks._options import HORIZON, split

@@ -11,11 +11,11 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from fallline.bench.data import find
-from fallline.bench.seeds import generator, seed_torch
-from fallline.bench.spaces import Choice, Range, Setting
+from fallline.bench.common.seeds import generator, seed_torch
+from fallline.bench.common.spaces import Choice, Range, Setting
 from fallline.bench.tasks._file import describe_error
 from fallline.bench.tasks._task import Batch, Split, Task, alone, measure
+from fallline.bench.tasks.data import find
 
 T = TypeVar("T")
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fallline.bench.spaces import Choice, Range, Setting
+from fallline.bench.common.spaces import Choice, Range, Setting
 
 Batch = Any
 """What `Task.batches` yields and `Task.losses` takes; nothing else looks inside."""
 
 Schedule = Literal["cosine", "linear", "step", "constant"]
-"""How the learning rate runs down: see `fallline.bench.train.lr_factor`."""
+"""How the learning rate runs down: see `fallline.bench.runs.loop.lr_factor`."""
 
 Split = Literal["validation", "test"]
 
@@ -41,7 +41,7 @@ class Task(ABC):
     """Examples to train on, on a task with epochs; one has `examples // batch_size` batches."""
 
     needs: tuple[str, ...] = ()
-    """The sets of `fallline.bench.data` that it reads."""
+    """The sets of `fallline.bench.tasks.data` that it reads."""
 
     evaluations: int = 20
     """How often, evenly over the horizon, a run is measured."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fallline.bench.data import find, load_images
-from fallline.bench.models.autoregressor import Autoregressor
 from fallline.bench.tasks._task import Split, Task
+from fallline.bench.tasks.data import find, load_images
+from fallline.bench.tasks.networks.autoregressor import Autoregressor
 
 HELD_OUT, BATCH, STEPS = 2000, 256, 300_000
 """Images to measure on, of the training set for validation and of the test set; images of a batch; steps."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from fallline.bench.spaces import Choice, Range, Setting
+from fallline.bench.common.spaces import Choice, Range, Setting
 from fallline.bench.tasks._task import Task
 
 DIMENSION = 100

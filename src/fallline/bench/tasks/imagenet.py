@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fallline.bench.data import Files, MissingData, centre_crop, decode, image_folder, random_resized_crop
-from fallline.bench.models.efficientnet import efficientnet_b0
 from fallline.bench.tasks._task import Split, Task
+from fallline.bench.tasks.data import Files, MissingData, centre_crop, decode, image_folder, random_resized_crop
 from fallline.bench.tasks.images import normalised
+from fallline.bench.tasks.networks.efficientnet import efficientnet_b0
 
 IMAGES, CLASSES = 1_281_167, 1000
 """Of the publisher's training set; a folder with others is taken as it is, once it is there."""
@@ -43,7 +43,7 @@ class ImageNet(Task):
             name: `imagenet-efficientnet-b0`.
             size: height and width of a crop, in pixels.
             validation: images held out of the training set; at most a tenth of it.
-            data: the set's name in `fallline.bench.data`.
+            data: the set's name in `fallline.bench.tasks.data`.
         """
         self.name, self.size, self.folder = name, size, data
         self.needs = (data,)

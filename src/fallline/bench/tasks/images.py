@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fallline.bench.data import find, load_images
-from fallline.bench.models.autoencoder import autoencoder
-from fallline.bench.models.bn_cnn import bn_cnn
-from fallline.bench.models.cnn import cifar_cnn, fashion_cnn
-from fallline.bench.models.initialisations import initialise
-from fallline.bench.models.mlp import mlp
-from fallline.bench.models.resnet import resnet8, resnet18, resnet20, resnet34, resnet50, wide_resnet50_2
-from fallline.bench.models.row_lstm import RowLSTM
 from fallline.bench.tasks._task import Split, Task
+from fallline.bench.tasks.data import find, load_images
+from fallline.bench.tasks.networks.autoencoder import autoencoder
+from fallline.bench.tasks.networks.bn_cnn import bn_cnn
+from fallline.bench.tasks.networks.cnn import cifar_cnn, fashion_cnn
+from fallline.bench.tasks.networks.initialisations import initialise
+from fallline.bench.tasks.networks.mlp import mlp
+from fallline.bench.tasks.networks.resnet import resnet8, resnet18, resnet20, resnet34, resnet50, wide_resnet50_2
+from fallline.bench.tasks.networks.row_lstm import RowLSTM
 
 SPLIT_SEED = 0
 """One split for all runs: the intervals of a report tell of initialisation and data order, not of the split."""
@@ -38,7 +38,7 @@ class Source:
     """A set of images as the tasks use it."""
 
     data: str
-    """Its name in `fallline.bench.data`."""
+    """Its name in `fallline.bench.tasks.data`."""
 
     title: str
     training: int
@@ -152,7 +152,7 @@ class Images(Task):
         Args:
             name: as `cifar10-resnet8`.
             validation: images held out of the training set; by default the architecture's number.
-            init: the scheme of `fallline.bench.models.initialisations`; by default the model's own.
+            init: the scheme of `fallline.bench.tasks.networks.initialisations`; by default the model's own.
             stem: `cifar` or `imagenet`, of ResNet-18 and larger.
             width: channels of the first stage of ResNet-8 and -20.
         """

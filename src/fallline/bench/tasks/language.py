@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fallline.bench.data import find, load_text
-from fallline.bench.models.gpt import GPT, transformer
-from fallline.bench.models.lstm import LSTM
 from fallline.bench.tasks._task import Split, Task
+from fallline.bench.tasks.data import find, load_text
+from fallline.bench.tasks.networks.gpt import GPT, transformer
+from fallline.bench.tasks.networks.lstm import LSTM
 
 TEXTS = {
     "shakespeare": ("tiny-shakespeare", "tiny Shakespeare", 65, 1_003_854),
     "ptb": ("penn-treebank", "Penn Treebank", 10_000, 929_589),
     "wikitext2": ("wikitext-2", "WikiText-2", 33_278, 2_088_628),
 }
-"""The set's name in `fallline.bench.data`, its title, its vocabulary, and the tokens of its training split."""
+"""The set's name in `fallline.bench.tasks.data`, its title, its vocabulary, and the tokens of its training split."""
 
 
 @dataclass(frozen=True)

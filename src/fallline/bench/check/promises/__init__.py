@@ -3,17 +3,7 @@
 from types import ModuleType
 
 from fallline.bench.check.promise import Promise
-from fallline.bench.check.promises import (
-    contract,
-    gradients,
-    groups,
-    learns,
-    precision,
-    processes,
-    run,
-    speed,
-    state,
-)
+from fallline.bench.check.promises import contract, gradients, groups, learns, precision, processes, run, speed, state
 
 
 def _of(module: ModuleType) -> list[Promise]:

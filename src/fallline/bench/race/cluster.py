@@ -1,0 +1,151 @@
+"""Runs on a cluster: the workers of a dask.distributed scheduler, behind the face of an executor.
+
+Start the workers with one thread each, in a folder that holds your task's file and your optimizer's module:
+`dask worker tcp://... --nthreads 1`. What a worker has must be what the coordinator has: versions are compared before
+the race, code and data before the runs.
+"""
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, InvalidStateError
+from typing import Any
+
+import torch
+
+from fallline.bench.race.coordinator import RaceError
+from fallline.bench.race.pool import may_start_processes
+
+CONNECT = 10
+"""Seconds to wait for the scheduler, at the start and when it falls silent."""
+
+DESERTED = 120.0
+"""Seconds without any worker after which a race ends; others may be on their way."""
+
+VERSIONS = "{name: __import__(name).__version__ for name in ('fallline', 'torch')}"
+"""What must be the same everywhere. A text, as a worker without fallline could not read a function of ours."""
+
+
+GO_ON = "What had finished is kept; the same command goes on from there, without --scheduler on this machine alone"
+
+
+class Workers(Executor):
+    """The executor of a client; what it runs, it runs as `on_worker` does."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._inner = client.get_executor(pure=False)  # two runs are two, whatever their arguments
+        self._pending: set[Future[Any]] = set()
+        self._over = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As any executor; without a worker it waits for one, for a while.
+
+        Raises:
+            RaceError: the scheduler is gone. The future raises it when the workers are.
+        """
+        while self._client.status == "connecting":  # again, for a while; then it closes
+            time.sleep(0.1)
+        if self._client.status != "running":
+            raise RaceError(f"the dask scheduler is gone. {GO_ON}")
+        future: Future[Any] = self._inner.submit(on_worker, functools.partial(fn, *args, **kwargs))
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more; the workers stay."""
+        self._over.set()
+        self._inner.shutdown(wait=wait and not cancel_futures)
+
+    def _watch(self) -> None:
+        """Give up what is pending when there has been no worker for a while: a scheduler would wait for ever."""
+        seen = time.monotonic()
+        while not self._over.wait(min(1.0, DESERTED / 4)):
+            with contextlib.suppress(Exception):  # a client that connects again, or is being closed
+                if self._client.nthreads():
+                    seen = time.monotonic()
+            if time.monotonic() > seen + DESERTED:
+                told = f"no worker is left, and for {DESERTED:g} seconds none has come"
+                for future in list(self._pending):
+                    with contextlib.suppress(InvalidStateError):
+                        future.set_exception(RaceError(f"{told}. {GO_ON}"))
+
+
+def on_worker(work: Callable[[], Any]) -> Any:
+    """Do some work as a local worker would: with one thread, and finding modules in the worker's folder."""
+    torch.set_num_threads(1)  # here, as OpenMP counts for each thread that calls it
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    may_start_processes()
+    return work()
+
+
+@contextlib.contextmanager
+def cluster(address: str) -> Iterator[tuple[Executor, int]]:
+    """The workers of a running dask scheduler, and how many there are; more may join. They outlive this.
+
+    Raises:
+        ValueError: dask is not installed, there is no scheduler at this address, it has no workers, or they are not fit
+            for a race: several threads, other versions.
+    """
+    try:
+        dask, comm = importlib.import_module("distributed"), importlib.import_module("distributed.comm")
+    except ImportError as error:
+        raise ValueError('--scheduler needs dask: pip install "fallline[dask]"') from error
+    address = address if "://" in address else f"tcp://{address}"
+    with _quiet():
+        try:
+            comm.get_address_host_port(address, strict=True)  # a client that fails here cannot be closed for a while
+            client = dask.Client(address, timeout=CONNECT, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"there is no dask scheduler at {address}: {error}") from error
+        workers = Workers(client)
+        try:
+            yield workers, fit(client, address)
+        finally:
+            with contextlib.suppress(Exception):  # a scheduler that is gone has nothing left to cancel
+                workers.shutdown(wait=False)
+            client.close()
+
+
+def fit(client: Any, address: str) -> int:
+    """How many workers there are, when all are fit for a race; else `ValueError`."""
+    threads = client.nthreads()
+    if not threads:
+        raise ValueError(f"the scheduler at {address} has no workers: dask worker {address} --nthreads 1 --nworkers N")
+    if many := [worker for worker, count in threads.items() if count != 1]:
+        raise ValueError(
+            f"the worker {many[0]} has {threads[many[0]]} threads, and all its runs would draw from one random "
+            f"generator: start it with dask worker {address} --nthreads 1 --nworkers N"
+        )
+    here = eval(VERSIONS)
+    for worker, there in client.run(eval, VERSIONS, on_error="return").items():
+        if isinstance(there, Exception):
+            raise ValueError(f"the worker {worker} cannot run anything of ours: {there}")
+        for package, version in here.items():
+            if there[package] != version:
+                raise ValueError(f"the worker {worker} has {package} {there[package]}, and here it is {version}")
+    return len(threads)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without dask's messages in the terminal: what matters of a lost worker, the race itself finds out."""
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="distributed")
+            yield
+    finally:
+        logger.setLevel(level)

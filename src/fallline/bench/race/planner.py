@@ -1,0 +1,295 @@
+"""The largest balanced race that fits a budget.
+
+From the seconds of a run follows how long a race takes on so many workers: its queue is played through. Balanced means
+that everyone gets as many trials and seeds as everyone else; where even the smallest such race takes too long, somebody
+or something has to stay out.
+"""
+
+import dataclasses
+import math
+import re
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+from rich.table import Table
+
+from fallline.bench.contenders.contender import get_contender
+from fallline.bench.protocol.design import Design
+from fallline.bench.protocol.stats import fewest_seeds
+from fallline.bench.race.costs import Pair
+from fallline.bench.report.summary import duration, listed
+
+SLACK = 1.2
+"""A run in a race takes longer than its steps alone: workers share caches and memory, the loop measures, the
+coordinator writes. On digits races took 1.1 to 1.3 times the CPU time that was timed."""
+
+BUSY = 1.3
+"""Wall seconds a CPU second from which on others are said to be at work."""
+
+ALPHA = 0.05
+
+LADDER = ((75, 3), (50, 3), (20, 3), (10, 3), (10, 1), (5, 1), (3, 1))
+"""Trials, and how many of them are rerun; with 1 none is, the best is confirmed as it is."""
+
+FAIR = Design.trials
+"""Trials below which it is mostly luck who wins: docs/race.md has the measurement."""
+
+MOST_SEEDS = 10
+
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+# --- what a race takes ---
+
+
+def makespan(lanes: Sequence[tuple[float, Sequence[int]]], jobs: int) -> float:
+    """Seconds until all is done: the race's queue, played through.
+
+    Args:
+        lanes: the seconds of a run, and how many runs there are in each stage; one stage begins when the last is over.
+        jobs: runs at a time.
+    """
+    stages = [deque(count for count in counts if count) for _, counts in lanes]
+    left = [counts.popleft() if counts else 0 for counts in stages]
+    # As in the race: everyone's first run, everyone's second; later stages queue up as they come.
+    queue = deque(lane for number in range(max(left, default=0)) for lane, count in enumerate(left) if number < count)
+    running: list[tuple[float, int]] = []
+    now = 0.0
+    while queue or running:
+        while queue and len(running) < jobs:
+            lane = queue.popleft()
+            heappush(running, (now + lanes[lane][0], lane))
+        now, lane = heappop(running)
+        left[lane] -= 1
+        if not left[lane] and stages[lane]:
+            left[lane] = stages[lane].popleft()
+            queue.extend([lane] * left[lane])
+    return now
+
+
+def stages(design: Design) -> list[list[int]]:
+    """How many runs an optimizer makes on a task, stage by stage, in each chain of stages that wait for each other."""
+    chains = [[design.seeds]] if "defaults" in design.tracks else []
+    if "tuned" in design.tracks:
+        chains.append([design.trials, min(design.finalists, design.trials) * design.reruns_each, design.seeds])
+    return chains
+
+
+def runs_each(design: Design) -> int:
+    """How many runs an optimizer makes on a task."""
+    return sum(map(sum, stages(design)))
+
+
+def wall_seconds(design: Design, costs: Mapping[Pair, float], jobs: int, start_up: float = 0.0) -> float:
+    """How long a race takes from the command to its verdict.
+
+    Args:
+        design: the race; who has no cost on a task does not take part in it.
+        costs: the seconds of a run.
+        jobs: runs at a time.
+        start_up: seconds before the first run.
+    """
+    seconds = [costs[task, name] for task in design.tasks for name in design.optimizers if (task, name) in costs]
+    lanes = [(one, chain) for chain in stages(design) for one in seconds]
+    return start_up + SLACK * makespan(lanes, jobs)
+
+
+# --- the largest race that fits ---
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was found to fit."""
+
+    design: Design | None
+    """None if nothing does."""
+
+    seconds: float
+    """How long it takes; if nothing fits, the smallest race of all."""
+
+    budget: float
+    jobs: int
+    costs: Mapping[Pair, float]
+    """The seconds of a run, of those left out too."""
+
+    without_optimizers: tuple[str, ...]
+    """Who is left out, most expensive first."""
+
+    without_tasks: tuple[str, ...]
+    everyone: float
+    """How long the smallest race with all takes."""
+
+    larger: tuple[Design, float] | None
+    """The next larger race of the same, and how long it takes; None if there is none."""
+
+
+def propose(
+    asked: Design,
+    costs: Mapping[Pair, float],
+    budget: float,
+    jobs: int,
+    *,
+    baselines: Collection[str] = (),
+    seeds: int | None = None,
+    start_up: float = 0.0,
+) -> Plan:
+    """The race with the most runs for each that fits.
+
+    Args:
+        asked: tasks, optimizers, tracks; trials, finalists and seeds are what is looked for.
+        costs: the seconds of a run, by task and optimizer; a pair that is missing does not race.
+        budget: wall seconds.
+        jobs: runs at a time.
+        baselines: names among the optimizers to compare the others with. They stay the longest.
+        seeds: how many it shall be; None for 10, or fewer, down to what a verdict needs against so many rivals.
+        start_up: seconds before the first run.
+
+    Raises:
+        ValueError: there is no cost of any of them.
+    """
+    asked = dataclasses.replace(
+        asked,
+        tasks=tuple(task for task in asked.tasks if any(where == task for where, _ in costs)),
+        optimizers=tuple(name for name in asked.optimizers if any(who == name for _, who in costs)),
+    )
+    if not asked.tasks:
+        raise ValueError("nobody is left to race")
+
+    def takes(design: Design) -> float:
+        return wall_seconds(design, costs, jobs, start_up)
+
+    tasks = sorted(asked.tasks, key=lambda task: sum(seconds for (where, _), seconds in costs.items() if where == task))
+    best: tuple[int, int, Design] | None = None
+    for k in range(len(tasks), 0, -1):
+        kept = tuple(task for task in asked.tasks if task in tasks[:k])
+        order = staying(asked, {pair: s for pair, s in costs.items() if pair[0] in kept}, baselines)
+        for m in range(len(order), min(2, len(order)) - 1, -1):
+            if best and (k * m, m) <= best[:2]:
+                break
+            names = tuple(name for name in asked.optimizers if name in order[:m])
+            smallest = ladder(dataclasses.replace(asked, tasks=kept, optimizers=names), seeds)[-1]
+            if takes(smallest) <= budget:
+                best = k * m, m, smallest
+                break
+    everyone = takes(ladder(asked, seeds)[-1])
+    if best is None:
+        order = staying(asked, {pair: s for pair, s in costs.items() if pair[0] == tasks[0]}, baselines)
+        two = dataclasses.replace(asked, tasks=tuple(tasks[:1]), optimizers=tuple(order[:2]))
+        return Plan(None, takes(ladder(two, seeds)[-1]), budget, jobs, costs, (), (), everyone, None)
+    larger = None
+    for design in ladder(best[2], seeds):
+        if (seconds := takes(design)) <= budget:
+            break
+        larger = design, seconds
+    order = staying(asked, costs, baselines)
+    without = tuple(name for name in reversed(order) if name not in design.optimizers)
+    return Plan(
+        design,
+        seconds,
+        budget,
+        jobs,
+        costs,
+        without,
+        tuple(task for task in reversed(tasks) if task not in design.tasks),
+        everyone,
+        larger,
+    )
+
+
+def ladder(asked: Design, seeds: int | None = None) -> list[Design]:
+    """Balanced designs for these tasks and optimizers, most runs first."""
+    fewest = max(2, fewest_seeds(ALPHA, max(1, len(asked.optimizers) - 1)))
+    counts = range(fewest, max(MOST_SEEDS, fewest) + 1) if seeds is None else (seeds,)
+    searches = LADDER if "tuned" in asked.tracks else ((asked.trials, asked.finalists),)
+    designs = [
+        dataclasses.replace(asked, trials=trials, finalists=finalists, seeds=count)
+        for trials, finalists in searches
+        for count in counts
+    ]
+    return sorted(designs, key=lambda design: (runs_each(design), design.trials), reverse=True)
+
+
+def staying(asked: Design, costs: Mapping[Pair, float], baselines: Collection[str]) -> list[str]:
+    """The optimizers, who stays the longest first: a baseline and a rival, then the other baselines, then the rest.
+
+    Of each kind the cheapest first, but the baseline that is asked for before all.
+    """
+    spent = dict.fromkeys(asked.optimizers, 0.0)
+    for (_, name), seconds in costs.items():
+        spent[name] += seconds
+    cheap = sorted(spent, key=lambda name: (name != asked.baseline, spent[name]))
+    them = [name for name in cheap if name in baselines or name == asked.baseline]
+    others = [name for name in cheap if name not in them]
+    return [*them[:1], *others[:1], *them[1:], *others[1:]]
+
+
+# --- in words ---
+
+
+def parse_budget(text: str) -> float:
+    """Seconds, from "90s", "10m", "1.5h", "1h30m", "2d" or a bare number of them; `ValueError` for anything else."""
+    found = re.findall(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd]?)", text.strip().lower())
+    whole = re.fullmatch(r"((\d+(\.\d*)?|\.\d+)\s*[smhd]\s*)+|\d+(\.\d*)?|\.\d+", text.strip().lower())
+    seconds = sum(float(number) * UNITS[unit] for number, unit in found) if whole else math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"a budget is a time such as 90s, 10m or 1.5h, not {text!r}")
+    return seconds
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row for each optimizer on each task: seconds a run, runs, and its share of the race."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    several = len({task for task, _ in plan.costs}) > 1
+    for heading in ["", "", "a run", "runs", "share"] if several else ["", "a run", "runs", "share"]:
+        table.add_column(heading, justify="right" if heading else "left")
+    design = plan.design
+    runs = runs_each(design) if design else 0
+    chosen = {pair for pair in plan.costs if design and pair[0] in design.tasks and pair[1] in design.optimizers}
+    total = sum(plan.costs[pair] for pair in chosen)
+    for (task, name), seconds in plan.costs.items():
+        row = [task] if several else []
+        row += [get_contender(name).label, f"{seconds:#.3g} s".replace(". ", " ")]
+        row += [str(runs), f"{seconds / total:.0%}"] if (task, name) in chosen else ["–", "left out"]
+        table.add_row(*row, style="" if (task, name) in chosen else "dim")
+    return table
+
+
+def plan_words(plan: Plan, busy: float = 1.0) -> list[str]:
+    """What fits, what does not, and what it would take; `busy` is that of `costs.py`."""
+    return [*_fitting(plan), *([_others(busy)] if busy > BUSY else [])]
+
+
+def _others(busy: float) -> str:
+    return f"Others are at work on this machine: a CPU second took {busy:.1f} s. All this is as if they were not."
+
+
+def _fitting(plan: Plan) -> list[str]:
+    budget, workers = duration(plan.budget), f"{plan.jobs} worker{'s' if plan.jobs > 1 else ''}"
+    if plan.design is None:
+        told = f"Nothing fits {budget} on {workers}: the smallest race of two takes about {duration(plan.seconds)}"
+        return [told + ("." if plan.everyone <= plan.seconds else f", with all {duration(plan.everyone)}.")]
+    takes = f"takes about {duration(plan.seconds)}"
+    words = [f"The largest race that fits {budget} on {workers} {takes}: {asks(plan.design)}."]
+    out = [get_contender(name).label for name in plan.without_optimizers]
+    out += [f"the task {task}" for task in plan.without_tasks]
+    if out:
+        verb = "stays" if len(out) == 1 else "stay"
+        words.append(f"{listed(out)} {verb} out: with all, the smallest race takes about {duration(plan.everyone)}.")
+    if "tuned" in plan.design.tracks and plan.design.trials < FAIR:
+        words.append(f"Fewer than {FAIR} trials: who wins is mostly luck of the search.")
+    if plan.larger:
+        words.append(f"The next larger one takes about {duration(plan.larger[1])}: {asks(plan.larger[0])}.")
+    return words
+
+
+def asks(design: Design) -> str:
+    """How many runs of which kind each optimizer makes on each task."""
+    seeds = f"{design.seeds} seeds"
+    if "tuned" not in design.tracks:
+        return f"{seeds} with shipped settings"
+    told = [f"{design.trials} trials"]
+    if design.reruns_each:
+        told.append(f"{design.reruns} reruns of the best {min(design.finalists, design.trials)}")
+    told.append(seeds)
+    return listed(told) + (f", and {seeds} with shipped settings" if "defaults" in design.tracks else "")

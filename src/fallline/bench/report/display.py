@@ -1,0 +1,193 @@
+"""What a race shows in the terminal: a live table, or plain lines where there is no terminal; and the result."""
+
+import math
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fallline.bench.protocol.results import Part, Result
+from fallline.bench.protocol.stats import Interval
+from fallline.bench.race.coordinator import Lane, Progress
+
+PLAIN_EVERY = 15.0
+"""Seconds between lines where there is no terminal."""
+
+
+class Watching:
+    """What goes on, live where there is a terminal, else in a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self.last_line = float("-inf")
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.live:
+            self.live.__exit__(kind, error, trace)
+
+    def show(self, table: Callable[[], Table], line: Callable[[], str], done: int, total: int, left: str) -> None:
+        """The table with a bar of all runs, or the line."""
+        if self.live:
+            grid = Table.grid(padding=(0, 1))
+            words = f"{done}/{total} runs · {self.passed} · {left} left · Ctrl-C keeps all"
+            grid.add_row(ProgressBar(total=total, completed=done, width=24), Text(words, style="dim"))
+            self.live.update(Group(table(), grid))
+        elif time.monotonic() - self.last_line > PLAIN_EVERY or done == total:
+            self.last_line = time.monotonic()
+            self.console.print(line(), soft_wrap=True)
+
+    @property
+    def passed(self) -> str:
+        """The time since the start."""
+        return clock(time.monotonic() - self.started)
+
+    def left(self, ran: int, rest: int) -> str:
+        """The time left, from the runs so far; those taken from the records do not count."""
+        if rest <= 0:
+            return clock(0)
+        return clock((time.monotonic() - self.started) / ran * rest) if ran >= 4 else "…"
+
+
+class Display(Watching):
+    """Watches a race. `with Display(console) as display: race(..., watch=display)`."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Show the progress."""
+        left = self.left(progress.ran, progress.total - progress.done)
+        self.show(lambda: lanes_table(progress), lambda: self.line(progress, left), progress.done, progress.total, left)
+
+    def line(self, progress: Progress, left: str) -> str:
+        """The progress in a line."""
+        return f"{progress.done}/{progress.total} runs, {left} left"
+
+
+def lanes_table(progress: Progress) -> Table:
+    """One row for each optimizer on each task."""
+    design = progress.design
+    tasks = ", ".join(design.tasks)
+    table = Table(title=f"Racing on {tasks}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    headings = ["defaults"] if "defaults" in design.tracks else []
+    headings += ["trials", "reruns", "best loss", "seeds"] if "tuned" in design.tracks else []
+    for heading in ["", "runs", "lost", *headings] if len(design.tasks) == 1 else ["", "", "runs", "lost", *headings]:
+        table.add_column(heading, justify="right" if heading else "left")
+    for (task, _), lane in progress.lanes.items():
+        best = lane.finalists[0] if lane.finalists else None
+        reruns = sum(map(len, lane.reruns.values()))
+        row: list[Text | str] = [task] if len(design.tasks) > 1 else []
+        row += [Text(lane.contender.label, style="bold" if lane.contender.ours else "")]
+        row += [f"{lane.runs}/{lane.wanted}", lost(lane)]
+        if "defaults" in design.tracks:
+            row += [str(len(lane.defaults)) if lane.has_defaults else "–"]
+        if lane.plan:
+            score = lane.trials[best].score if best is not None else None
+            row += [str(len(lane.trials)), str(reruns), number(score), str(len(lane.seeds))]
+        table.add_row(*row)
+    return table
+
+
+def lost(lane: Lane) -> Text:
+    """How many of the runs diverged or failed."""
+    count = sum(outcome.lost for outcome in lane.outcomes)
+    return Text(str(count), style="yellow") if count else Text("0", style="dim")
+
+
+def results_table(part: Part, seeds: int) -> Table:
+    """One comparison, in 80 columns."""
+    accuracy = any(entry.measure("accuracy") for entry in part.entries)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    table.add_column("test loss" if part.held_out else "mean loss")
+    if accuracy:
+        table.add_column("accuracy", justify="right")
+    if part.track == "tuned":
+        table.add_column("lost", justify="right")
+    if part.baseline:
+        table.add_column(f"against {part.baseline.label}")
+    for entry in part.entries:
+        share = entry.measure("accuracy")
+        row = [Text(entry.label, style="bold" if entry.ours else ""), seeds_cell(entry, seeds)]
+        row += [Text(f"{100 * share.mean:.1f} %" if share else "–")] if accuracy else []
+        row += [Text(f"{entry.lost_trials}/{len(entry.trials)}")] if part.track == "tuned" else []
+        row += [verdict_cell(entry, part.scale)] if part.baseline else []
+        table.add_row(*row)
+    return table
+
+
+WORD_STYLES = {
+    "better": "bold green",
+    "worse": "red",
+    "practically equal": "",
+    "no evidence": "dim",
+    "too few seeds": "dim",
+}
+
+
+def verdict_cell(entry: Result, scale: float | None) -> Text:
+    """The word and the difference."""
+    if entry.verdict is None:
+        return Text("–")
+    text = Text(entry.verdict.word, style=WORD_STYLES[entry.verdict.word])
+    if entry.verdict.difference:
+        text.append(f" {difference(entry.verdict.difference.mean, scale or 1.0)}", style="default")
+    return text
+
+
+def seeds_cell(entry: Result, seeds: int) -> Text:
+    """Loss and interval; seeds that were lost are named beside it."""
+    loss = entry.measure("loss")
+    if loss is None:
+        return Text("every trial lost" if entry.chosen is None else "no seed finished", style="yellow")
+    text = Text(spread(loss))
+    return text.append(f" {entry.lost_seeds}/{seeds} lost", style="yellow") if entry.lost_seeds else text
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """So many significant digits, the trailing zeros too: a column of them can be compared."""
+    if value is None:
+        return "–"
+    told = f"{value:#.{digits}g}".rstrip(".")
+    return f"−{told[1:]}" if told.startswith("-") else told
+
+
+def difference(value: float | None, scale: float) -> str:
+    """A signed difference to something of size `scale`, to the last place which `number` prints of that."""
+    if value is None:
+        return "–"
+    if abs(value) > 100 * scale:
+        return f"{value:+#.3g}".rstrip(".").replace("-", "−")
+    places = max(0, 2 - math.floor(math.log10(scale))) if scale > 0 else 3
+    return f"{value:+.{places}f}".replace("-", "−")
+
+
+TENTHS = 10.0
+"""The scale at which `difference` prints tenths: of per cents."""
+
+
+def spread(value: Interval | None, scale: float | None = None) -> str:
+    """`mean [low, high]`; with a scale, of a difference."""
+    if value is None:
+        return "–"
+    numbers = (value.mean, value.low, value.high)
+    mean, low, high = [number(one) if scale is None else difference(one, scale) for one in numbers]
+    return mean if value.low is None else f"{mean} [{low}, {high}]"
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, `2:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,214 @@
+"""Records to one page: a single HTML file that opens offline. It never trains, and nothing in it is written by hand."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+from plotly.offline import get_plotlyjs
+
+from fallline.bench.common.files import put, stem
+from fallline.bench.protocol.changes import changes
+from fallline.bench.protocol.results import STEADY, Part, Result, Results
+from fallline.bench.protocol.stats import FEW, Interval
+from fallline.bench.protocol.verdict import Verdict, Word, descriptive
+from fallline.bench.report import figures
+from fallline.bench.report.display import TENTHS, difference, number, spread
+from fallline.bench.report.summary import caution, cost, duration, listed, title, verdicts
+
+PICTURE_SIZE = (800, 380)
+"""CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
+
+LEGEND_ROW = 23
+"""Of a name beside the curves; a picture of many names is higher."""
+
+SIGNS: dict[Word, str] = {
+    "better": "✓",
+    "worse": "✗",
+    "practically equal": "=",
+    "no evidence": "○",
+    "too few seeds": "?",
+}
+"""A verdict in one sign, so that a table of them can be read without colours."""
+
+UNSTEADY = f"the seeds of one optimizer took wall times that differ by more than {100 * STEADY:.0f} %"
+
+
+def write_page(results: Results, path: Path, before: Results | None = None) -> Path:
+    """Write the report to `path`, whole or not at all, and return it."""
+    return put(path, page(results, before))
+
+
+def page_name(results: Results) -> str:
+    """A name for the page's file."""
+    return f"{stem(results.design.tasks)}.html"
+
+
+def page(results: Results, before: Results | None = None) -> str:
+    """The report as HTML: text, styles, data, and Plotly itself; with an earlier race, what has changed since."""
+    looks = figures.lines(results, *([before] if before else []))
+    drawn = draw(results, looks)
+    return fill(
+        "report.html",
+        drawn,
+        results=results,
+        race=results.race,
+        design=results.design,
+        setting=results.race.setting,
+        changes=changes(results, before) if before else None,
+        looks=looks,
+        drawn=drawn,
+        axes=list(figures.AXES),
+        signs=SIGNS,
+        titles=[title(part.task, part.track, results.design.tracks) for part in results.parts],
+        entered={entry.name for part in results.parts for entry in part.entries},
+        claims=claims(results),
+        costs=[*caution(results), *cost(results)],
+        runs=sum(len(entry.runs) for part in results.parts for entry in part.entries),
+        unsteady=UNSTEADY,
+        light=figures.palette(looks, figures.LIGHT),
+        dark=figures.palette(looks, figures.DARK),
+    )
+
+
+def fill(template: str, plots: Mapping[str, figures.Figure], **values: Any) -> str:
+    """A page with its figures by name. `light` and `dark` among the values are the colours of their tokens."""
+    templates = Environment(
+        loader=PackageLoader("fallline.bench.report"),
+        autoescape=select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals |= {
+        "describe": figures.describe,
+        "descriptive": descriptive,
+        "difference": difference,
+        "duration": duration,
+        "few": FEW,
+        "isfinite": math.isfinite,
+        "listed": listed,
+        "losses": losses,
+        "measured": measured,
+        "number": number,
+        "size": size,
+        "spread": spread,
+        "tenths": TENTHS,
+        "told": told,
+    }
+    return templates.get_template(template).render(**values, figures=_script_json(plots), plotly=get_plotlyjs())
+
+
+def draw(results: Results, looks: Mapping[str, figures.Line]) -> dict[str, figures.Figure]:
+    """The figures that this race has data for, by name: those of the i-th part begin with `i: `."""
+    drawn: dict[str, figures.Figure | None] = {}
+    for i, across in enumerate(results.across):
+        drawn[f"profile {i}"] = figures.profile(across, looks)
+    for i, part in enumerate(results.parts):
+        drawn[f"{i}: final losses"] = figures.final_losses(part, looks)
+        for measure in ("validation loss", "train loss") if part.held_out else ("train loss",):
+            for axis in figures.AXES:
+                drawn[f"{i}: {measure} by {axis}"] = figures.curves(part, looks, measure, axis)
+        drawn[f"{i}: best of"] = figures.best_of(part, looks)
+        for entry in part.entries:
+            drawn[f"{i}: lr {entry.name}"] = figures.sensitivity(part, entry)
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the seeds say of one part, and what weakens it."""
+
+    sentences: list[str]
+    doubts: list[tuple[str, str]]
+    """(label, alarm) of the leader and of the baseline."""
+
+
+def claims(results: Results) -> list[Claim]:
+    """One for each part."""
+    made = []
+    for part in results.parts:
+        labels = tuple(entry.label for entry in part.entries)
+        sentences = [
+            said if said.startswith(labels) else said[0].upper() + said[1:] for said in verdicts(part)
+        ]  # arTuRO keeps its small letter
+        weighty = [entry for i, entry in enumerate(part.entries) if i == 0 or entry is part.baseline]
+        made.append(Claim(sentences, [(entry.label, alarm.text) for entry in weighty for alarm in entry.alarms]))
+    return made
+
+
+def told(verdict: Verdict, scale: float | None = None) -> str:
+    """The whole of a verdict in a line, for whoever points at its sign."""
+    said = [f"{verdict.word}: {verdict.why}"]
+    if verdict.difference:
+        said.append(f"difference {spread(verdict.difference, scale)} over {verdict.difference.count} pairs of seeds")
+    if verdict.p is not None and verdict.adjusted is not None:
+        said.append(f"p {verdict.p:.3g}, after Holm {verdict.adjusted:.3g}")
+    return "; ".join(said)
+
+
+def measured(part: Part, name: str) -> dict[str, Interval]:
+    """The interval of a final measure of everyone who has one."""
+    return {entry.name: found for entry in part.entries if (found := entry.measure(name))}
+
+
+def size(count: float) -> str:
+    """Bytes, as people write them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def losses(part: Part) -> list[tuple[Result, str, int]]:
+    """Why runs were lost: (optimizer, status and reason, how many), most frequent first within an optimizer."""
+    rows = []
+    for entry in part.entries:
+        reasons: dict[str, int] = {}
+        for outcome in entry.runs:
+            if outcome.lost:
+                why = f"{outcome.status}: {outcome.reason}"
+                reasons[why] = reasons.get(why, 0) + 1
+        rows += [(entry, why, count) for why, count in sorted(reasons.items(), key=lambda item: -item[1])]
+    return rows
+
+
+def write_picture(results: Results, path: Path) -> None:
+    """Draw the learning curves of the first part as a file, `.svg` or `.png`.
+
+    Raises:
+        ValueError: another suffix, no finished run, or without kaleido or a browser for it to draw with.
+    """
+    if path.suffix not in (".svg", ".png"):
+        raise ValueError(f"a picture is an .svg or a .png, not {path.name!r}")
+    picture = figures.picture(results)
+    import plotly.graph_objects as go
+
+    try:
+        import kaleido  # noqa: F401 (plotly's own message does not know of our extra)
+    except ImportError:
+        raise ValueError('a picture needs kaleido: pip install "fallline[docs]"') from None
+    width, height = picture_size(picture)
+    try:
+        drawn = go.Figure(picture).to_image(
+            format=path.suffix[1:], width=width, height=height, scale=2 if path.suffix == ".png" else 1
+        )
+    except RuntimeError as error:
+        raise ValueError(f"kaleido could not draw; it needs Chrome or Chromium on this machine ({error})") from error
+    put(path, drawn)
+
+
+def picture_size(picture: figures.Figure) -> tuple[int, int]:
+    """Width and height in CSS pixels, so high that all names find room."""
+    width, height = PICTURE_SIZE
+    margin = picture["layout"]["margin"]
+    names = sum("name" in trace for trace in picture["data"])
+    return width, max(height, margin["t"] + LEGEND_ROW * names + margin["b"])
+
+
+def _script_json(value: Any) -> str:
+    """JSON to stand inside a script element, which a `</script>` in a name must not end."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

@@ -1,0 +1,112 @@
+"""A race in words: who won where, how sure that is, what it cost, and what weakens it."""
+
+from collections.abc import Collection, Sequence
+
+from fallline.bench.protocol.results import Part, Result, Results
+from fallline.bench.protocol.verdict import CLAIMS, Word
+from fallline.bench.report.display import clock, difference, number
+
+TRACK_WORDS = {"tuned": "tuned", "defaults": "shipped settings"}
+ORDER: tuple[Word, ...] = ("better", "practically equal", "no evidence", "worse", "too few seeds")
+
+
+def summary(results: Results) -> list[str]:
+    """Sentences, the answer first."""
+    told = []
+    several = len(results.parts) > 1
+    for part in results.parts:
+        where = f"{title(part.task, part.track, results.design.tracks)}: " if several else ""
+        told += [where + sentence if i == 0 else sentence for i, sentence in enumerate(verdicts(part))]
+    told += caution(results)
+    told += cost(results)
+    return told
+
+
+def caution(results: Results) -> list[str]:
+    """What a verdict on tuned settings is about, where one claims a difference."""
+    tuned = [entry for part in results.parts if part.track == "tuned" for entry in part.entries]
+    if not any(entry.verdict and entry.verdict.word in CLAIMS for entry in tuned):
+        return []
+    return [
+        f"This compares settings, each the find of one search of {results.design.trials} trials; the luck of a search "
+        "is seen by --studies, which repeats it."
+    ]
+
+
+def verdicts(part: Part) -> list[str]:
+    """What the seeds say of one comparison."""
+    if part.baseline is None:
+        raced = [entry for entry in part.entries if entry.finished]
+        if not raced:
+            return ["no run has reached its confirming seeds."]
+        leader = raced[0]
+        return [f"{leader.label} has the lowest loss, {number(_mean(leader))}; there is no baseline to compare with."]
+    against = part.baseline
+    told = [f"the best baseline is {against.label}, with a {part.loss_name} of {number(_mean(against))}."]
+    for word in ORDER:
+        them = [entry for entry in part.entries if entry.verdict and entry.verdict.word == word]
+        if them:
+            told.append(_of(word, them, part))
+    return told
+
+
+def _of(word: Word, them: Sequence[Result], part: Part) -> str:
+    scale = part.scale or 1.0
+    names = listed([_with_difference(entry, scale) for entry in them])
+    verb = "is" if len(them) == 1 else "are"
+    assert part.baseline is not None  # verdicts are against it
+    if word in CLAIMS:
+        return f"{names} {verb} {word} than {part.baseline.label}."
+    if word == "practically equal":
+        band = difference(part.band, scale).lstrip("+")
+        return f"{names} {verb} practically equal to it: the difference lies within ±{band}, of no consequence here."
+    if word == "too few seeds":
+        reasons: dict[str, list[str]] = {}
+        for entry in them:
+            reasons.setdefault(entry.verdict.why if entry.verdict else "", []).append(_with_difference(entry, scale))
+        return " ".join(f"{listed(who)}: too few seeds for a verdict ({why})." for why, who in reasons.items())
+    needed = [entry.verdict.needed for entry in them if entry.verdict and entry.verdict.needed]
+    more = f"; about {max(needed)} seeds would tell" if needed else ""
+    return f"{names}: no evidence of a difference{more}."
+
+
+def _with_difference(entry: Result, scale: float) -> str:
+    found = entry.verdict.difference if entry.verdict else None
+    return f"{entry.label} ({difference(found.mean, scale)})" if found else entry.label
+
+
+def cost(results: Results) -> list[str]:
+    """What the race took, and whose share was largest."""
+    spent: dict[str, float] = {}
+    for part in results.parts:
+        for entry in part.entries:
+            spent[entry.label] = spent.get(entry.label, 0.0) + entry.cpu_seconds
+    total = sum(spent.values())
+    if not total:
+        return []
+    runs = sum(len(entry.runs) for part in results.parts for entry in part.entries)
+    most, least = max(spent, key=lambda name: spent[name]), min(spent, key=lambda name: spent[name])
+    told = f"All {runs:,} runs took {duration(total)} of CPU time"
+    if most != least:
+        told += f", {most}'s {duration(spent[most])} and {least}'s {duration(spent[least])}"
+    return [told + "."]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds from two minutes on."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{clock(seconds)} min"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _mean(entry: Result) -> float | None:
+    loss = entry.measure("loss")
+    return loss.mean if loss else None
+
+
+def title(task: str, track: str, tracks: Collection[str]) -> str:
+    """What a part is called: its task, and its track where there are two."""
+    return f"{task}, {TRACK_WORDS[track]}" if len(tracks) > 1 else task

@@ -1,0 +1,5 @@
+"""LODO: a preconditioner network that is learned while it optimizes."""
+
+from .lodo import LODO
+
+__all__ = ["LODO"]

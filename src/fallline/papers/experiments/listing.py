@@ -1,0 +1,169 @@
+"""What `fallline repro --list` tells of every experiment: its data, its times, whether it was run, and the record."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from fallline.bench.common.plain import Misfit, read
+from fallline.bench.tasks.data import MissingData, find
+from fallline.papers.experiments import EXPERIMENTS, Design, Experiment, get_experiment
+from fallline.papers.experiments._experiment import Record
+from fallline.papers.experiments._preset import Preset
+from fallline.papers.experiments.reproduce import stem_of
+
+RECORDS = Path("benchmarks") / "records"
+"""Where a checkout keeps its records."""
+
+CORES = 2
+"""For which a time that was not measured is estimated."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An experiment as it is listed."""
+
+    name: str
+    summary: str
+    data: str
+    cpu: str
+    """Its time on a CPU: measured, estimated or unknown, and it says which."""
+
+    gpu: str
+    ran: str
+    """When and how it was run, with the place of the record; or `not run`, and why if that is known."""
+
+
+class Known(TypedDict):
+    """What the list says of a record; there is more in it."""
+
+    design: "Asked"
+    reused: int
+    cpu_seconds: float
+    seconds: float
+    environment: dict[str, str]
+    started_at: str
+
+
+class Asked(TypedDict):
+    """Of its design."""
+
+    quick: bool
+    optimizers: list[str]
+    scale: NotRequired[str | None]
+    cases: NotRequired[list[str]]
+
+
+def listed(out: Path, complain: Callable[[str], None] = warnings.warn) -> Iterator[Listed]:
+    """Every experiment, with its records under `out` or in a checkout's folder of records.
+
+    A record that cannot be read counts as not there, and `complain` is told of it in a sentence.
+    """
+    for name in EXPERIMENTS:
+        experiment = get_experiment(name)
+        found = list(records(name, (out, RECORDS), complain))
+        cpu, gpu = cpu_time(experiment, found), gpu_time(experiment)
+        yield Listed(name, experiment.summary, data(experiment), cpu, gpu, ran(experiment, found))
+
+
+def records(name: str, folders: Sequence[Path], complain: Callable[[str], None]) -> Iterator[tuple[Path, Record]]:
+    """The records of an experiment, at either scale; of a file in two folders the first."""
+    for stem in (stem_of(name), stem_of(name, "full")):
+        for folder in folders:
+            path = folder / f"{stem}.json"
+            if path.is_file():
+                try:
+                    yield path, read(path, Known)
+                except Misfit as error:
+                    complain(f"a record cannot be read, and was left out: {error}")
+                break
+
+
+def data(experiment: Experiment) -> str:
+    """The sets that it needs, and which of them are not there; first what its CPU scale needs, if it has one."""
+    whole = experiment.needs()
+    if not isinstance(experiment, Preset) or not experiment.cpu:
+        return ", ".join(map(told, whole)) or "none"
+    small = experiment.needs(Design(experiment.name, scale="cpu"))
+    more = [name for name in whole if name not in small]
+    text = ", ".join(map(told, small)) or "none"
+    return f"{text}; full scale also {', '.join(map(told, more))}" if more else text
+
+
+def told(name: str) -> str:
+    """A set of data, and whether it is there."""
+    return f"{name} ({'there' if there(name) else 'missing'})"
+
+
+def there(name: str) -> bool:
+    """Whether a set of data is found."""
+    try:
+        find(name)
+    except MissingData:
+        return False
+    return True
+
+
+def cpu_time(experiment: Experiment, found: Sequence[tuple[Path, Record]]) -> str:
+    """At CPU scale from its record, else as estimated; and at the published size."""
+    whole = experiment.cpu_time
+    if not isinstance(experiment, Preset):
+        times = [measured(record) for _, record in found if not record["design"]["quick"]]
+        return times[0] if times else whole
+    times = [measured(record) for _, record in found if is_cpu_scale(record)]
+    if not experiment.cpu:
+        small = "no CPU scale"
+    elif times:
+        small = f"CPU scale {times[0]}"
+    else:
+        wanted = experiment.estimate(Design(experiment.name, seeds=experiment.seeds, scale="cpu"))
+        small = f"CPU scale {minutes(wanted / CORES)} on {CORES} cores, estimated"
+    return f"{small}; full scale {whole}"
+
+
+def gpu_time(experiment: Experiment) -> str:
+    """Of the whole experiment."""
+    return f"full scale {experiment.gpu_time}" if isinstance(experiment, Preset) else experiment.gpu_time
+
+
+def is_cpu_scale(record: Record) -> bool:
+    """Whether a record holds all of the CPU scale: no quick look, and nothing left out."""
+    design: dict[str, Any] = record["design"]
+    return design.get("scale") == "cpu" and how(record) == "cpu scale"
+
+
+def measured(record: Record) -> str:
+    """The time by the clock, unless runs were taken over from before; then that of the processors."""
+    if record["reused"]:
+        return f"{minutes(record['cpu_seconds'])} of CPU time, measured"
+    return f"{minutes(record['seconds'])} on {cores(record)}, measured"
+
+
+def cores(record: Record) -> str:
+    """So many as ran at a time."""
+    count = record["environment"]["workers"].partition(" ")[0]
+    return f"{count} core{'' if count == '1' else 's'}"
+
+
+def minutes(seconds: float) -> str:
+    """As people say it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 60:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def ran(experiment: Experiment, found: Sequence[tuple[Path, Record]]) -> str:
+    """How it was run, when and with which record."""
+    if not found:
+        return f"not run{f': {experiment.not_run}' if experiment.not_run else ''}"
+    return "; ".join(f"{how(record)}, {record['started_at'][:10]}, {path.as_posix()}" for path, record in found)
+
+
+def how(record: Record) -> str:
+    """At which scale, and whether all of it."""
+    design = record["design"]
+    words = ["quick"] if design["quick"] else []
+    words += [f"{design['scale']} scale"] if design.get("scale") else []
+    words += ["in part"] if design.get("cases") or design["optimizers"] else []
+    return ", ".join(words) or "whole"
