@@ -240,19 +240,23 @@ def test_what_cannot_be_printed_is_told_in_a_sentence():
 
 WRITES = {
     # Into `kept`, which moves it; switches of the kernel's; under a name of its own, and then moved.
-    "write_text": {"_triton.py", "bench/speed/alone.py", "bench/check/child.py", "bench/tasks/_file.py"},
-    "write_bytes": {"bench/files.py"},
+    "write_text": {"_engine/triton.py", "bench/speed/alone.py", "bench/check/child.py", "bench/tasks/_file.py"},
+    "write_bytes": {"bench/common/files.py"},
     "write_image": set(),
-    "savefig": {"bench/prints.py"},  # into memory
-    "save": {"bench/checkpoint.py", "bench/training/saving.py", "bench/check/promises/state.py"},  # `replacing`, memory
+    "savefig": {"bench/report/prints.py"},  # into memory
+    "save": {
+        "bench/runs/checkpoint.py",
+        "bench/runs/training/saving.py",
+        "bench/check/promises/state.py",
+    },  # `replacing`, memory
 }
 OPENS = {
-    "bench/files.py",
-    "bench/training/saving.py",  # what `replacing` gives
-    "bench/data/_download.py",  # in a folder that is moved when it is whole
+    "bench/common/files.py",
+    "bench/runs/training/saving.py",  # what `replacing` gives
+    "bench/tasks/data/_download.py",  # in a folder that is moved when it is whole
     "bench/speed/command.py",  # to see whether it can be written
     "bench/check/child.py",  # a pipe
-    "bench/pool.py",  # what workers print
+    "bench/race/pool.py",  # what workers print
 }
 
 

@@ -16,10 +16,10 @@ from fallline.bench.runs.checkpoint import Checkpoint, load
 PACKAGE = Path(fallline.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 RUNS_CODE = {
-    "_triton.py": {"exec_module"},  # what it wrote itself, under a name that is the text's hash
+    "_engine/triton.py": {"exec_module"},  # what it wrote itself, under a name that is the text's hash
     "bench/check/child.py": {"exec"},  # the header that it wrote itself
     "bench/check/trial.py": {"exec"},  # the promises' own texts
-    "bench/cluster.py": {"eval"},  # a constant
+    "bench/race/cluster.py": {"eval"},  # a constant
     "bench/speed/methods.py": {"exec_module"},  # the file of --with
     "bench/tasks/_file.py": {"exec"},  # the task that the user names on the command line
 }
