@@ -27,6 +27,7 @@ from rich.table import Table
 from fallline.bench.cli.commands import TRIALS, Size, command_line, plain_spaces
 from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import put, stem
+from fallline.bench.common.numbers import duration
 from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import TRACKS, Design
 from fallline.bench.protocol.results import Part, Result, Results, results
@@ -38,7 +39,6 @@ from fallline.bench.race.planner import BUSY, wall_seconds
 from fallline.bench.race.pool import available_cores, local_pool
 from fallline.bench.race.store import Race, Store
 from fallline.bench.report.display import Display
-from fallline.bench.report.summary import duration
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks import get_task, make_sure
 

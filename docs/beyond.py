@@ -11,11 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fallline.bench.common import numbers
 from fallline.bench.common.files import fill, markdown
+from fallline.bench.common.numbers import describe, duration
 from fallline.bench.protocol.stats import stratified_interval
-from fallline.bench.report import display
-from fallline.bench.report.export import in_words
-from fallline.bench.report.summary import duration
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "benchmarks" / "records"
@@ -78,7 +77,7 @@ def lost(one: Record) -> int:
 
 def number(value: float) -> str:
     """Four significant digits."""
-    return display.number(value, 4)
+    return numbers.number(value, 4)
 
 
 def percent(value: float) -> str:
@@ -329,7 +328,7 @@ def part(record: Record) -> str:
                 f"{one['lost trials']}/{len(one['scores'])}",
                 f"{one['cpu by sgd']:.2f}" if one["cpu by sgd"] else "–",
                 f"{one['state bytes']:,}" if one["state bytes"] is not None else "–",
-                in_words(one["settings"]) if one["settings"] is not None else "–",
+                describe(one["settings"]) if one["settings"] is not None else "–",
             ]
         )
     if all(row[3] == "–" for row in rows):  # a task that counts no hits

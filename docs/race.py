@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from fallline.bench.cli.commands import DATABASE
 from fallline.bench.common.files import fill, markdown
+from fallline.bench.common.numbers import difference, spread
 from fallline.bench.protocol.results import Part, Result, Results, results
 from fallline.bench.race.store import Store
-from fallline.bench.report.display import difference, spread
 
 HERE = Path(__file__).parent
 SEARCHES = 2000

@@ -13,7 +13,7 @@ from test_cli import call
 from test_report import Reader, browse
 
 from fallline import LODO
-from fallline.bench.report.display import number
+from fallline.bench.common.numbers import number
 from fallline.bench.runs.loop import Run
 from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, Landscape
 from fallline.papers import experiments as repro

@@ -7,8 +7,9 @@ import pytest
 from referee import Inline
 from rich.console import Console
 
+from fallline.bench.common.numbers import clock
 from fallline.bench.protocol.results import results
-from fallline.bench.report.display import Display, clock, lanes_table, results_table
+from fallline.bench.report.display import Display, lanes_table, results_table
 from fallline.bench.report.summary import summary
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from referee import Referee
 from torch import nn
 
+from fallline.bench.common.numbers import difference, number
 from fallline.bench.protocol import design as decide
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.results import Result, compare, highest_drawn, over_tasks, results
 from fallline.bench.race.store import Race, Store
-from fallline.bench.report.display import difference, number
 from fallline.bench.report.export import export
 from fallline.bench.report.figures import sensitivity
 from fallline.bench.report.page import write_page

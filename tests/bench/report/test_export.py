@@ -17,11 +17,11 @@ from matplotlib.text import Text
 from PIL import Image
 from referee import Inline, Referee
 
+from fallline.bench.common.numbers import TENTHS, number, spread
 from fallline.bench.protocol.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.report import export as exports
 from fallline.bench.report import prints
-from fallline.bench.report.display import TENTHS, number, spread
 from fallline.bench.report.export import export
 from fallline.bench.report.figures import COLOURS
 from fallline.bench.report.page import page_name

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from referee import Inline, Referee
 
+from fallline.bench.common.numbers import TENTHS, difference, duration, number
 from fallline.bench.contenders.contender import CONTENDERS, get_contender
 from fallline.bench.protocol.changes import changes
 from fallline.bench.protocol.design import Design
@@ -20,8 +21,6 @@ from fallline.bench.protocol.results import Alarm, Part, Result, results
 from fallline.bench.race.store import Entry, Race, Store
 from fallline.bench.report import figures
 from fallline.bench.report import page as report
-from fallline.bench.report.display import TENTHS, difference, number
-from fallline.bench.report.summary import duration
 from fallline.bench.runs.loop import Outcome, Run
 
 

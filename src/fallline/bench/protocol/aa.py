@@ -19,11 +19,11 @@ import numpy as np
 from rich.table import Table
 
 from fallline.bench.common.files import put
+from fallline.bench.common.numbers import difference
 from fallline.bench.common.spaces import Setting
 from fallline.bench.protocol.results import STEADY, Part, Result, Results
 from fallline.bench.protocol.stats import Interval, share_interval
 from fallline.bench.protocol.verdict import CLAIMS, Word
-from fallline.bench.report.display import difference
 
 WORDS: tuple[Word, ...] = get_args(Word)
 ALPHA = 0.05

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fallline.bench.protocol.design import Design
+from fallline.bench.common.numbers import listed
+from fallline.bench.protocol.design import Design, title
 from fallline.bench.protocol.results import Part, Result, Results
 from fallline.bench.protocol.stats import Interval, stratified_interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, Word, judge
-from fallline.bench.report.summary import listed, title
 
 
 @dataclass(frozen=True)

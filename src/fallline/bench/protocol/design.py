@@ -7,7 +7,7 @@ set. Everyone gets the same number of runs at each stage.
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from fallline.bench.common.seeds import derive
@@ -22,6 +22,7 @@ CONFIRMING: tuple[Stage, ...] = ("default", "seed")
 """They share their seeds, and they alone look at the test set."""
 
 TRACKS = ("tuned", "defaults")
+TRACK_WORDS = {"tuned": "tuned", "defaults": "shipped settings"}
 
 LOOKS = (1, 2, 4)
 """`--until-decided` judges at these multiples of the seeds, and shares its chance of a false claim among them."""
@@ -95,6 +96,11 @@ class Design:
     def reruns_each(self) -> int:
         """Reruns of a finalist."""
         return self.reruns if self.finalists > 1 else 0
+
+
+def title(task: str, track: str, tracks: Collection[str]) -> str:
+    """The heading of a comparison: its task, and its track where a race has several."""
+    return f"{task}, {TRACK_WORDS[track]}" if len(tracks) > 1 else task
 
 
 def run_seed(design: Design, stage: str, number: int) -> int:

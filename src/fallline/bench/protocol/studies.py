@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from fallline.bench.common.numbers import difference, listed, spread
 from fallline.bench.protocol import design as decide
 from fallline.bench.protocol.aa import ALPHA, WORDS, paired, root_mean_square, standard_error
 from fallline.bench.protocol.results import Part, Results
 from fallline.bench.protocol.stats import FEW, Interval, fewest_seeds, holm, interval, sign_flip, smallest_p
 from fallline.bench.protocol.verdict import CLAIMS, Word, judge
-from fallline.bench.report.display import difference, spread
-from fallline.bench.report.summary import listed
 
 
 @dataclass(frozen=True)

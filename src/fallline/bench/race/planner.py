@@ -15,11 +15,11 @@ from heapq import heappop, heappush
 
 from rich.table import Table
 
+from fallline.bench.common.numbers import duration, listed
 from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import fewest_seeds
 from fallline.bench.race.costs import Pair
-from fallline.bench.report.summary import duration, listed
 
 SLACK = 1.2
 """A run in a race takes longer than its steps alone: workers share caches and memory, the loop measures, the

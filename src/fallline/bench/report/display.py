@@ -1,66 +1,12 @@
 """What a race shows in the terminal: a live table, or plain lines where there is no terminal; and the result."""
 
-import math
-import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fallline.bench.common.live import Watching
+from fallline.bench.common.numbers import difference, number, spread
 from fallline.bench.protocol.results import Part, Result
-from fallline.bench.protocol.stats import Interval
 from fallline.bench.race.coordinator import Lane, Progress
-
-PLAIN_EVERY = 15.0
-"""Seconds between lines where there is no terminal."""
-
-
-class Watching:
-    """What goes on, live where there is a terminal, else in a line now and then."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.started = time.monotonic()
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self.last_line = float("-inf")
-
-    def __enter__(self) -> Self:
-        if self.live:
-            self.live.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live:
-            self.live.__exit__(kind, error, trace)
-
-    def show(self, table: Callable[[], Table], line: Callable[[], str], done: int, total: int, left: str) -> None:
-        """The table with a bar of all runs, or the line."""
-        if self.live:
-            grid = Table.grid(padding=(0, 1))
-            words = f"{done}/{total} runs · {self.passed} · {left} left · Ctrl-C keeps all"
-            grid.add_row(ProgressBar(total=total, completed=done, width=24), Text(words, style="dim"))
-            self.live.update(Group(table(), grid))
-        elif time.monotonic() - self.last_line > PLAIN_EVERY or done == total:
-            self.last_line = time.monotonic()
-            self.console.print(line(), soft_wrap=True)
-
-    @property
-    def passed(self) -> str:
-        """The time since the start."""
-        return clock(time.monotonic() - self.started)
-
-    def left(self, ran: int, rest: int) -> str:
-        """The time left, from the runs so far; those taken from the records do not count."""
-        if rest <= 0:
-            return clock(0)
-        return clock((time.monotonic() - self.started) / ran * rest) if ran >= 4 else "…"
 
 
 class Display(Watching):
@@ -154,40 +100,3 @@ def seeds_cell(entry: Result, seeds: int) -> Text:
         return Text("every trial lost" if entry.chosen is None else "no seed finished", style="yellow")
     text = Text(spread(loss))
     return text.append(f" {entry.lost_seeds}/{seeds} lost", style="yellow") if entry.lost_seeds else text
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """So many significant digits, the trailing zeros too: a column of them can be compared."""
-    if value is None:
-        return "–"
-    told = f"{value:#.{digits}g}".rstrip(".")
-    return f"−{told[1:]}" if told.startswith("-") else told
-
-
-def difference(value: float | None, scale: float) -> str:
-    """A signed difference to something of size `scale`, to the last place which `number` prints of that."""
-    if value is None:
-        return "–"
-    if abs(value) > 100 * scale:
-        return f"{value:+#.3g}".rstrip(".").replace("-", "−")
-    places = max(0, 2 - math.floor(math.log10(scale))) if scale > 0 else 3
-    return f"{value:+.{places}f}".replace("-", "−")
-
-
-TENTHS = 10.0
-"""The scale at which `difference` prints tenths: of per cents."""
-
-
-def spread(value: Interval | None, scale: float | None = None) -> str:
-    """`mean [low, high]`; with a scale, of a difference."""
-    if value is None:
-        return "–"
-    numbers = (value.mean, value.low, value.high)
-    mean, low, high = [number(one) if scale is None else difference(one, scale) for one in numbers]
-    return mean if value.low is None else f"{mean} [{low}, {high}]"
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, `2:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

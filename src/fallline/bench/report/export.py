@@ -14,13 +14,13 @@ from pathlib import Path
 
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.names import needed
+from fallline.bench.common.numbers import TENTHS, describe, difference, listed, number, spread
 from fallline.bench.common.spaces import Setting
 from fallline.bench.protocol.design import run_seed
 from fallline.bench.protocol.results import LEVELS, Across, Part, Result, Results
 from fallline.bench.protocol.stats import FEW, Interval
-from fallline.bench.report.display import TENTHS, difference, number, spread
 from fallline.bench.report.prints import as_png, draw
-from fallline.bench.report.summary import listed, summary
+from fallline.bench.report.summary import summary
 from fallline.bench.runs.loop import Outcome
 
 FORMATS = ("md", "csv", "parquet", "png")
@@ -110,7 +110,7 @@ def _part_lines(part: Part) -> list[str]:
         row += _verdict_cells(part, entry) if shown["against"] else []
         row += [f"{entry.lost_trials}/{len(entry.trials)}"] if shown["trials"] else []
         row += [number(entry.relative_cpu)] if shown["cpu"] else []
-        lines.append(_row([*row, escaped(in_words(entry.chosen)) if entry.chosen else "shipped" if shipped else "–"]))
+        lines.append(_row([*row, escaped(describe(entry.chosen)) if entry.chosen else "shipped" if shipped else "–"]))
     lines += ["", _caption(part)]
     notes = [f"{escaped(name)} was left out: {escaped(excuse)}." for name, excuse in part.left_out.items()]
     notes += [f"{escaped(e.label)}: {escaped(alarm.text)}." for e in part.entries for alarm in e.alarms]
@@ -165,13 +165,6 @@ def _across_lines(results: Results, across: Across) -> list[str]:
         " that a run has a lower loss than one of the task's baseline."
     )
     return [*lines, "", told]
-
-
-def in_words(settings: Mapping[str, Setting]) -> str:
-    """Settings in a line, the learning rate first."""
-    order = sorted(settings, key=lambda name: (name != "lr", name))
-    told = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
-    return ", ".join(f"{name} {told[name]}" for name in order)
 
 
 def escaped(text: str) -> str:

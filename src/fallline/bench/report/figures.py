@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fallline.bench.common.numbers import describe, number, spread
 from fallline.bench.common.spaces import Range, Setting, dimension
 from fallline.bench.protocol.results import TAUS, Across, Part, Result, Results, highest_drawn
 from fallline.bench.protocol.stats import band
-from fallline.bench.report.display import number, spread
 
 Figure = dict[str, Any]
 Array = NDArray[np.float64]
@@ -473,13 +473,6 @@ def picture(results: Results) -> Figure:
 
 
 # --- words and numbers ---
-
-
-def describe(settings: Mapping[str, Setting]) -> str:
-    """Settings in a line, the learning rate first."""
-    order = sorted(settings, key=lambda name: (name != "lr", name))
-    values = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
-    return ", ".join(f"{name} {values[name]}" for name in order)
 
 
 def _rate(settings: Mapping[str, Setting]) -> float | None:

@@ -11,13 +11,14 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 
 from fallline.bench.common.files import put, stem
+from fallline.bench.common.numbers import TENTHS, describe, difference, duration, listed, number, size, spread
 from fallline.bench.protocol.changes import changes
+from fallline.bench.protocol.design import title
 from fallline.bench.protocol.results import STEADY, Part, Result, Results
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.protocol.verdict import Verdict, Word, descriptive
 from fallline.bench.report import figures
-from fallline.bench.report.display import TENTHS, difference, number, spread
-from fallline.bench.report.summary import caution, cost, duration, listed, title, verdicts
+from fallline.bench.report.summary import caution, cost, verdicts
 
 PICTURE_SIZE = (800, 380)
 """CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
@@ -83,7 +84,7 @@ def fill(template: str, plots: Mapping[str, figures.Figure], **values: Any) -> s
         lstrip_blocks=True,
     )
     templates.globals |= {
-        "describe": figures.describe,
+        "describe": describe,
         "descriptive": descriptive,
         "difference": difference,
         "duration": duration,
@@ -152,15 +153,6 @@ def told(verdict: Verdict, scale: float | None = None) -> str:
 def measured(part: Part, name: str) -> dict[str, Interval]:
     """The interval of a final measure of everyone who has one."""
     return {entry.name: found for entry in part.entries if (found := entry.measure(name))}
-
-
-def size(count: float) -> str:
-    """Bytes, as people write them."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def losses(part: Part) -> list[tuple[Result, str, int]]:

@@ -1,12 +1,12 @@
 """A race in words: who won where, how sure that is, what it cost, and what weakens it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
+from fallline.bench.common.numbers import difference, duration, listed, number
+from fallline.bench.protocol.design import title
 from fallline.bench.protocol.results import Part, Result, Results
 from fallline.bench.protocol.verdict import CLAIMS, Word
-from fallline.bench.report.display import clock, difference, number
 
-TRACK_WORDS = {"tuned": "tuned", "defaults": "shipped settings"}
 ORDER: tuple[Word, ...] = ("better", "practically equal", "no evidence", "worse", "too few seeds")
 
 
@@ -92,21 +92,6 @@ def cost(results: Results) -> list[str]:
     return [told + "."]
 
 
-def duration(seconds: float) -> str:
-    """Seconds, or minutes and seconds from two minutes on."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{clock(seconds)} min"
-
-
-def listed(names: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
 def _mean(entry: Result) -> float | None:
     loss = entry.measure("loss")
     return loss.mean if loss else None
-
-
-def title(task: str, track: str, tracks: Collection[str]) -> str:
-    """What a part is called: its task, and its track where there are two."""
-    return f"{task}, {TRACK_WORDS[track]}" if len(tracks) > 1 else task

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 
 from fallline import LODO
+from fallline.bench.common.numbers import describe
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
 from fallline.bench.protocol.stats import Interval, interval
-from fallline.bench.report.figures import describe
 from fallline.bench.runs.loop import Outcome, Run, state_bytes
 from fallline.bench.tasks.bowl import DIMENSION, Bowl, Landscape
 from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages

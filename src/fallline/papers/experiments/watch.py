@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from rich.table import Table
 from rich.text import Text
 
-from fallline.bench.report.display import Watching, number
+from fallline.bench.common.live import Watching
+from fallline.bench.common.numbers import number
 from fallline.papers.experiments.page import Page
 from fallline.papers.experiments.reproduce import Progress
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallline.bench.common.names import needed
+from fallline.bench.common.numbers import number
 from fallline.bench.contenders.contender import CONTENDERS
-from fallline.bench.report.display import number
 from fallline.papers.gallery._picture import Drawn
 from fallline.papers.gallery.landscapes import LANDSCAPES, TRIALS, Found, Landscape, search_all
 from fallline.papers.gallery.svg import (

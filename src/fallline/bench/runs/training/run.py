@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fallline.bench.common.files import append, complaint, put
-from fallline.bench.report.display import clock
+from fallline.bench.common.numbers import clock
 from fallline.bench.runs.environment import environment
 from fallline.bench.runs.loop import Outcome
 from fallline.bench.runs.training.logs import Logs, keep_until, open_logs

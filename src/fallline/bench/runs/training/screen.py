@@ -8,7 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fallline.bench.report.display import PLAIN_EVERY, Watching, clock
+from fallline.bench.common.live import PLAIN_EVERY, Watching
+from fallline.bench.common.numbers import clock
 
 REDRAWN = 0.1
 """Seconds between two looks of the terminal at the steps."""
