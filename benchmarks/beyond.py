@@ -30,7 +30,7 @@ from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import duration
 from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import TRACKS, Design
-from fallline.bench.protocol.results import Part, Result, Results, results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results, results
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, judge
 from fallline.bench.race.coordinator import Progress, RaceError, race
@@ -254,18 +254,18 @@ def record_of(found: Results) -> Record:
     }
 
 
-def part_of(part: Part) -> Record:
+def part_of(part: Comparison) -> Record:
     """A track: everyone, best first."""
     return {
         "baseline": part.baseline.name if part.baseline else None,
-        "band": rounded(part.band),
+        "band": rounded(part.margin),
         "initial": rounded(part.initial),
         "left out": part.left_out,
         "entries": [entry_of(part, entry) for entry in part.entries],
     }
 
 
-def entry_of(part: Part, entry: Result) -> Record:
+def entry_of(part: Comparison, entry: ContenderResult) -> Record:
     """One of a track. `best of` is the expected score of the best of K = 1, 2, ... trials."""
     accuracy = entry.measure("accuracy")
     told: Record = {
@@ -296,22 +296,22 @@ def verdict_of(verdict: Verdict | None) -> Record | None:
     return {"word": verdict.word, "difference": difference, "p": rounded(verdict.adjusted, 3), "why": verdict.why}
 
 
-def beside(entry: Result, tuned: Part) -> Interval | None:
+def beside(entry: ContenderResult, tuned: Comparison) -> Interval | None:
     """By how many per cent of its loss an entry with shipped settings lies above the tuned reference, over seeds."""
     return entry.above(tuned.get(REFERENCE)) if has(tuned, REFERENCE) else None
 
 
-def parts_of(part: Part, parts: Parts) -> Record:
+def parts_of(part: Comparison, parts: Parts) -> Record:
     """The verdicts on the whole against each of its parts that took part, Holm over these."""
     alone = {kind: name for kind, name in (("direction", parts.direction), ("filter", parts.filter)) if has(part, name)}
     mine = part.get(parts.both).losses
     rivals = {kind: Pairs(mine, part.get(name).losses) for kind, name in alone.items()}
-    verdicts = judge(rivals, part.band)
+    verdicts = judge(rivals, part.margin)
     named = {"both": parts.both, "direction": parts.direction, "filter": parts.filter}
     return {**named, "against": {kind: verdict_of(verdict) for kind, verdict in verdicts.items()}}
 
 
-def has(part: Part, name: str) -> bool:
+def has(part: Comparison, name: str) -> bool:
     """Whether somebody took part and came to the confirming seeds."""
     return any(entry.name == name and entry.seeds for entry in part.entries)
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fallline.bench.cli.commands import DATABASE
 from fallline.bench.common.files import fill, markdown
 from fallline.bench.common.numbers import difference, spread
-from fallline.bench.protocol.results import Part, Result, Results, results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results, results
 from fallline.bench.race.store import Store
 
 HERE = Path(__file__).parent
@@ -43,20 +43,20 @@ def luck(scores: Array, budget: int) -> tuple[float, float]:
     return float(best.mean()), float(best.std())
 
 
-def scores(part: Part, entry: Result) -> Array:
+def scores(part: Comparison, entry: ContenderResult) -> Array:
     """Of all trials; a lost one has learned nothing."""
     worst = part.initial or np.inf
     return np.array([worst if o.score is None else min(o.score, worst) for _, o in entry.trials.values()])
 
 
-def losses(part: Part) -> dict[str, Array]:
+def losses(part: Comparison) -> dict[str, Array]:
     """Of the confirming seeds on which everyone learned something: the loss fell by half at least."""
     every = np.array([[e.seeds[n].result.get("loss", np.inf) for n in sorted(e.seeds)] for e in part.entries])
     learned = (every < 0.5 * (part.initial or np.inf)).all(axis=0)
     return {entry.label: row[learned] for entry, row in zip(part.entries, every, strict=True)}
 
 
-def table(part: Part) -> str:
+def table(part: Comparison) -> str:
     """Seeds and searches side by side."""
     entries = sorted(part.entries, key=lambda entry: entry.label)
     final, rows = losses(part), []
@@ -69,7 +69,7 @@ def table(part: Part) -> str:
     return markdown(["", *(entry.label for entry in entries)], rows)
 
 
-def pairing(part: Part) -> str:
+def pairing(part: Comparison) -> str:
     """What it is worth that both see the same weights and batches."""
     a, b = losses(part).values()
     paired, unpaired = (a - b).std(ddof=1), np.sqrt(a.var(ddof=1) + b.var(ddof=1))
@@ -97,12 +97,12 @@ def everyone(found: Results) -> str:
     return markdown(head, rows)
 
 
-def heading(entry: Result) -> str:
+def heading(entry: ContenderResult) -> str:
     """A label, in bold where it is one of ours."""
     return f"**{entry.label}**" if entry.ours else entry.label
 
 
-def stands(part: Part, entry: Result) -> str:
+def stands(part: Comparison, entry: ContenderResult) -> str:
     """A loss with its interval, and the word on it; the baseline has none."""
     loss = spread(entry.measure("loss"))
     if entry is part.baseline:
@@ -127,7 +127,7 @@ def unseen(found: Results) -> str:
     return markdown(head, rows)
 
 
-def above(entry: Result, reference: Result) -> str:
+def above(entry: ContenderResult, reference: ContenderResult) -> str:
     """By how many per cent of its mean loss an entry lies above another, over the seeds, with the 95 % interval."""
     found = entry.above(reference)
     if found is None:

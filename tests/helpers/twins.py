@@ -10,7 +10,7 @@ import numpy as np
 from fallline.bench.common.spaces import Setting
 from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.results import Result, Results, compare
+from fallline.bench.protocol.comparison import ContenderResult, Results, compare
 from fallline.bench.race.store import Entry, Race, Store
 from fallline.bench.runs.loop import Outcome, Run
 
@@ -92,7 +92,7 @@ class Valley:
     def results(self, seed: int, *optimizers: str, **design: Any) -> Results:
         """A race's results, straight from its runs."""
         asked, race = self.race(seed, *optimizers, **design)
-        entries = {name: Result(name, about) for name, about in race.setting["contenders"][TASK].items()}
+        entries = {name: ContenderResult(name, about) for name, about in race.setting["contenders"][TASK].items()}
         for entry, settings, outcome in self.runs(asked):
             mine = entries[entry.optimizer]
             if entry.stage == "trial":

@@ -10,10 +10,10 @@ from rich.console import Console
 from scipy.stats import binomtest
 from twins import Valley
 
-from fallline.bench.protocol import results as module
+from fallline.bench.protocol import comparison as module
 from fallline.bench.protocol import stats
 from fallline.bench.protocol.aa import aa_line, aa_results, aa_table, aa_words, write_aa
-from fallline.bench.protocol.results import results
+from fallline.bench.protocol.comparison import results
 from fallline.bench.protocol.studies import studies, studies_table, studies_words
 from fallline.bench.protocol.verdict import CLAIMS
 
@@ -91,7 +91,7 @@ def test_claims_within_the_band_are_counted_as_trifles():
     (aa,) = aa_results([Valley().results(seed) for seed in range(20)])
     claims = [abs(duel.difference) for duel in aa.duels if duel.called]
     assert aa.trifles == 0
-    banded = [dataclasses.replace(duel, band=statistics.median(claims)) for duel in aa.duels]
+    banded = [dataclasses.replace(duel, margin=statistics.median(claims)) for duel in aa.duels]
     assert dataclasses.replace(aa, duels=tuple(banded)).trifles == sum(
         claim <= statistics.median(claims) for claim in claims
     )

@@ -7,7 +7,7 @@ import pytest
 
 from fallline.bench.common.spaces import Range, as_plain
 from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.results import Result, compare, first_hit, over_tasks
+from fallline.bench.protocol.comparison import ContenderResult, compare, first_hit, over_tasks
 from fallline.bench.race.store import Race
 from fallline.bench.report.summary import verdicts
 from fallline.bench.runs.loop import Outcome
@@ -32,7 +32,7 @@ def outcome(score=None, loss=None, curve=(2.0, 1.0, 0.5), cpu=1.0, wall=1.0, sta
 def entry(name, losses, *, trials=(0.5, 0.6, 0.7), ours=False, lr=0.1, ranges=None, **how):
     """An optimizer with these final losses; None where a seed was lost."""
     about = {"label": name.upper(), "ours": ours, "ranges": ranges or {}, "extended": {}, "excuse": ""}
-    made = Result(name, about)
+    made = ContenderResult(name, about)
     for number, score in enumerate(trials):
         settings = {"lr": lr if number == 0 else lr * 1.5}
         lost = score is None
@@ -55,9 +55,9 @@ SEEDS = [0.50, 0.51, 0.52, 0.49, 0.48, 0.50, 0.51, 0.49]
 def test_the_band_is_a_hundredth_of_the_way_or_the_tasks_own():
     found = part(entry("sgd", SEEDS), entry("mine", [x - 0.1 for x in SEEDS], ours=True))
     assert found.initial == 2.0
-    assert found.band == pytest.approx(0.01 * (2.0 - 0.4))
+    assert found.margin == pytest.approx(0.01 * (2.0 - 0.4))
     own = part(entry("sgd", SEEDS), about={**TASK, "equivalence": 0.3})
-    assert own.band == 0.3
+    assert own.margin == 0.3
 
 
 def test_the_baseline_is_compared_with_and_the_best_comes_first():
@@ -105,7 +105,7 @@ def test_a_task_whose_loss_only_grows_has_no_targets():
     found = part(entry("sgd", SEEDS, curve=(0.1, 0.4, 0.5)))
     assert found.targets == {}
     assert found.get("sgd").hits == {}
-    assert found.band == pytest.approx(0.01 * sum(SEEDS) / 8)
+    assert found.margin == pytest.approx(0.01 * sum(SEEDS) / 8)
 
 
 def test_a_lost_trial_counts_as_one_that_learned_nothing():

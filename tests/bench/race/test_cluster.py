@@ -14,7 +14,7 @@ import torch
 from stress import contents, hold
 
 import fallline
-from fallline.bench.protocol.results import results
+from fallline.bench.protocol.comparison import results
 from fallline.bench.race import cluster as module
 from fallline.bench.race.cluster import cluster, fit, on_worker
 from fallline.bench.race.coordinator import RaceError

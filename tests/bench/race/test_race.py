@@ -9,7 +9,7 @@ from referee import Inline, Referee
 from fallline.bench.common.seeds import derive
 from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol import design
-from fallline.bench.protocol.results import results
+from fallline.bench.protocol.comparison import results
 from fallline.bench.race.coordinator import RaceError, line_up
 from fallline.bench.race.pool import local_pool
 from fallline.bench.race.store import Entry, Store

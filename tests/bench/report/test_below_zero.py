@@ -13,7 +13,7 @@ from torch import nn
 from fallline.bench.common.numbers import difference, number
 from fallline.bench.protocol import design as decide
 from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.results import Result, compare, highest_drawn, over_tasks, results
+from fallline.bench.protocol.comparison import ContenderResult, compare, highest_drawn, over_tasks, results
 from fallline.bench.race.store import Race, Store
 from fallline.bench.report.export import export
 from fallline.bench.report.figures import sensitivity
@@ -80,7 +80,7 @@ def test_a_race_below_zero_has_its_order_and_signs_right(held):
         assert good.measure("loss").mean < -1 < bad.measure("loss").mean
         assert [entry.name for entry in part.entries] == [GOOD, BAD]
         assert part.way == pytest.approx(part.initial - good.measure("loss").mean)
-        assert part.band == pytest.approx(0.01 * part.way)
+        assert part.margin == pytest.approx(0.01 * part.way)
         assert good.verdict.word == "better"
         assert good.verdict.difference.mean < -1
         assert all(a > b for a, b in itertools.pairwise(part.targets.values()))
@@ -127,7 +127,7 @@ def parts_of(tables, initial, shift, factor):
     for task, table in enumerate(tables):
         entries = []
         for name, losses in zip("abc", table, strict=True):
-            one = Result(name, {"label": name, "ours": name == "a", "ranges": {}, "extended": {}, "excuse": ""})
+            one = ContenderResult(name, {"label": name, "ours": name == "a", "ranges": {}, "extended": {}, "excuse": ""})
             for i, loss in enumerate(losses):
                 curve = [moved(value) for value in (initial, (initial + loss) / 2, loss, loss, loss)]
                 one.seeds[i] = outcome(moved(loss), moved(loss), curve)

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from test_report import spaced, stage
 
-from fallline.bench.protocol.results import Alarm
+from fallline.bench.protocol.comparison import Alarm
 from fallline.bench.race.store import Store
 from fallline.bench.report import page as report
 from fallline.bench.report.figures import AXES, DARK, INK, LIGHT

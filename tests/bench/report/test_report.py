@@ -17,7 +17,7 @@ from fallline.bench.common.numbers import TENTHS, difference, duration, number
 from fallline.bench.contenders.contender import CONTENDERS, get_contender
 from fallline.bench.protocol.changes import changes
 from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.results import Alarm, Part, Result, results
+from fallline.bench.protocol.comparison import Alarm, Comparison, ContenderResult, results
 from fallline.bench.race.store import Entry, Race, Store
 from fallline.bench.report import figures
 from fallline.bench.report import page as report
@@ -303,7 +303,7 @@ def test_seconds_are_interpolated_and_a_seed_that_is_over_keeps_its_last_loss():
         Outcome("finished", 2, curve={"train loss": [4.0, 2.0, 0.0]}, times={"cpu seconds": [0.0, 1.0, 2.0]}),
         Outcome("finished", 2, curve={"train loss": [4.0, 2.0, 0.0]}, times={"cpu seconds": [0.0, 2.0, 4.0]}),
     ]
-    entry = Result("sgd", {"label": "SGD", "ours": False}, seeds=dict(enumerate(runs)))
+    entry = ContenderResult("sgd", {"label": "SGD", "ours": False}, seeds=dict(enumerate(runs)))
     grid, values = figures.courses(entry, "train loss", "CPU seconds")
     assert (grid[0], grid[-1]) == (0, 4)
     assert np.allclose(np.diff(grid), grid[1])
@@ -315,7 +315,7 @@ def test_points_without_a_number_are_left_out_and_long_curves_thinned():
     steps = [float(i) for i in range(1001)]
     values = [None, *(1 / step for step in steps[1:])]
     runs = [Outcome("finished", 1000, curve={"step": steps, "train loss": values}) for _ in range(2)]
-    entry = Result("sgd", {"label": "SGD", "ours": False}, seeds=dict(enumerate(runs)))
+    entry = ContenderResult("sgd", {"label": "SGD", "ours": False}, seeds=dict(enumerate(runs)))
     x, drawn = figures.courses(entry, "train loss", "steps")
     assert len(x) == figures.POINTS
     assert (x[0], x[-1]) == (1, 1000)
@@ -332,7 +332,7 @@ def panel(rates, ranges=(1e-3, 1.0), extended=None):
         i: ({"lr": abs(rate)}, Outcome("finished", 9, score=1.0) if rate > 0 else Outcome("diverged", 9, "why"))
         for i, rate in enumerate(rates)
     }
-    return Result("sgd", about, trials=trials)
+    return ContenderResult("sgd", about, trials=trials)
 
 
 def test_learning_rates_are_shaded_where_every_trial_was_lost():
@@ -352,7 +352,7 @@ def test_learning_rates_are_shaded_where_every_trial_was_lost():
 def test_an_extension_of_the_range_is_shaded_and_shown_whole():
     entry = panel([0.01, 0.5, 4.0], extended=(1e-3, 10.0))
     about = {"steps": 9, "held_out": True, "floor": None}
-    figure = figures.sensitivity(Part("hill", about, "tuned", [entry], {}), entry)
+    figure = figures.sensitivity(Comparison("hill", about, "tuned", [entry], {}), entry)
     (shade,) = figure["layout"]["shapes"]
     assert (shade["x0"], shade["x1"]) == (1.0, 10.0)
     low, high = figure["layout"]["xaxis"]["range"]

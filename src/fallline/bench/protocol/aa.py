@@ -21,7 +21,7 @@ from rich.table import Table
 from fallline.bench.common.files import put
 from fallline.bench.common.numbers import difference
 from fallline.bench.common.spaces import Setting
-from fallline.bench.protocol.results import STEADY, Part, Result, Results
+from fallline.bench.protocol.comparison import STEADY, Comparison, ContenderResult, Results
 from fallline.bench.protocol.stats import Interval, share_interval
 from fallline.bench.protocol.verdict import CLAIMS, Word
 
@@ -47,8 +47,8 @@ class Duel:
     error: float | None
     """The standard error of the difference, from its spread over the seeds."""
 
-    band: float
-    """Of practical equivalence."""
+    margin: float
+    """The equivalence margin of the comparison."""
 
     settings: tuple[Mapping[str, Setting] | None, Mapping[str, Setting] | None]
     """What the two searches found."""
@@ -93,8 +93,8 @@ class AA:
 
     @property
     def trifles(self) -> int:
-        """How many of the claimed differences are within the band of practical equivalence."""
-        return sum(duel.called and abs(duel.difference or 0.0) <= duel.band for duel in self.judged)
+        """How many of the claimed differences are within the equivalence margin."""
+        return sum(duel.called and abs(duel.difference or 0.0) <= duel.margin for duel in self.judged)
 
     @property
     def searches(self) -> float | None:
@@ -147,7 +147,7 @@ def aa_results(found: Sequence[Results]) -> list[AA]:
     return told
 
 
-def _duel(seed: int, part: Part) -> Duel:
+def _duel(seed: int, part: Comparison) -> Duel:
     twins = sorted(part.entries, key=lambda entry: entry is not part.baseline)
     one, other = twins
     said = other.verdict
@@ -159,14 +159,14 @@ def _duel(seed: int, part: Part) -> Duel:
         p=said.p if said else None,
         difference=statistics.fmean(differences) if differences else None,
         error=standard_error(differences),
-        band=part.band,
+        margin=part.margin,
         settings=(one.chosen, other.chosen),
         wall=walls[1] / walls[0] if walls[0] and walls[1] else None,
         cpu=cpus[1] / cpus[0] if cpus[0] and cpus[1] else None,
     )
 
 
-def paired(mine: Result, theirs: Result) -> list[float]:
+def paired(mine: ContenderResult, theirs: ContenderResult) -> list[float]:
     """The differences of the final losses, over the seeds that both finished."""
     losses = [(loss, theirs.losses.get(number)) for number, loss in sorted(mine.losses.items())]
     return [ours - other for ours, other in losses if ours is not None and other is not None]
@@ -223,7 +223,7 @@ def aa_words(found: AA) -> list[str]:
     ]
     if called:
         told += [
-            f"Of the differences claimed, {found.trifles} of {called} lie within the band of practical equivalence.",
+            f"Of the differences claimed, {found.trifles} of {called} lie within the equivalence margin.",
             "Such a claim need be no mistake of the test. The two searches found different settings, and of the "
             "settings the difference may well be true; of the methods it is not, for there is only one. Seeds cannot "
             "see the luck of a search; --studies, which repeats it, can.",
@@ -264,5 +264,10 @@ def aa_plain(found: AA) -> dict[str, Any]:
         "rms_standard_error": found.seeds,
         "luck_of_the_search": found.luck,
         "wall_times_apart": found.walls,
-        "races": [dataclasses.asdict(duel) for duel in found.duels],
+        "races": [_plain_duel(duel) for duel in found.duels],
     }
+
+
+def _plain_duel(duel: Duel) -> dict[str, Any]:
+    plain = dataclasses.asdict(duel)
+    return {"band" if name == "margin" else name: value for name, value in plain.items()}  # the name in the file

@@ -6,7 +6,7 @@ from typing import Any
 
 from fallline.bench.common.numbers import listed
 from fallline.bench.protocol.design import Design, title
-from fallline.bench.protocol.results import Part, Result, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results
 from fallline.bench.protocol.stats import Interval, stratified_interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, Word, judge
 
@@ -17,8 +17,8 @@ class Change:
 
     name: str
     label: str
-    old: Result | None
-    new: Result | None
+    old: ContenderResult | None
+    new: ContenderResult | None
     """None where it did not take part."""
 
     paired: bool
@@ -47,8 +47,8 @@ class PartChange:
     """One part beside the same part of an earlier race."""
 
     title: str
-    then: Part | None
-    now: Part | None
+    then: Comparison | None
+    now: Comparison | None
     entries: list[Change]
 
 
@@ -96,7 +96,7 @@ def _differing(then: Design, now: Design) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def compare(now: Part, then: Part, paired: bool) -> list[Change]:
+def compare(now: Comparison, then: Comparison, paired: bool) -> list[Change]:
     """Everyone now beside themselves then: seed by seed where the seeds are the same, else mean against mean.
 
     Args:
@@ -111,7 +111,7 @@ def compare(now: Part, then: Part, paired: bool) -> list[Change]:
         for name in both
         if paired and mine[name].seeds.keys() == theirs[name].seeds.keys()
     }
-    judged = judge(pairs, now.band)
+    judged = judge(pairs, now.margin)
     found = []
     for name in {**mine, **theirs}:
         new, old = mine.get(name), theirs.get(name)
@@ -124,7 +124,7 @@ def compare(now: Part, then: Part, paired: bool) -> list[Change]:
     return found
 
 
-def unpaired(new: Result | None, old: Result | None) -> Interval | None:
+def unpaired(new: ContenderResult | None, old: ContenderResult | None) -> Interval | None:
     """The difference of the mean losses of two sets of seeds, each resampled by itself."""
     samples = [[o.result["loss"] for o in entry.finished.values()] for entry in (new, old) if entry]
     if len(samples) < 2 or not all(samples):

@@ -204,5 +204,5 @@ def way(initial: float | None, best: float | None) -> float:
 
 
 def equivalence(task: float | None, initial: float | None, best: float | None) -> float:
-    """The band of practical equivalence: the task's own, else 1 % of the way from the initial to the best loss."""
+    """The equivalence margin: the task's own, else 1 % of the way from the initial to the best loss."""
     return 0.01 * way(initial, best) if task is None else task

@@ -161,18 +161,18 @@ def detectable(sd: float, n: int, alpha: float = 0.05, power: float = 0.8) -> fl
 
 
 def seeds_needed(
-    mean: float, sd: float, band: float, n: int, alpha: float = 0.05, rivals: int = 1, power: float = 0.8
+    mean: float, sd: float, margin: float, n: int, alpha: float = 0.05, rivals: int = 1, power: float = 0.8
 ) -> int | None:
     """How many seeds in total would settle a difference that n seeds did not, were it just as it looks.
 
     Settled means found by the test, at the level that Holm asks of the first of `rivals`, or shown to lie within
-    the band. None where more than `MOST_SEEDS` are needed.
+    the margin. None where more than `MOST_SEEDS` are needed.
     """
     wanted = bisect_left(
         range(MOST_SEEDS + 1), -abs(mean), lo=2, key=lambda n: -detectable(sd, n, alpha / rivals, power)
     )
-    if abs(mean) < band:
-        within = (float(norm.ppf(1 - alpha / 2)) * sd / (band - abs(mean))) ** 2
+    if abs(mean) < margin:
+        within = (float(norm.ppf(1 - alpha / 2)) * sd / (margin - abs(mean))) ** 2
         wanted = min(wanted, max(FEW, math.ceil(min(within, MOST_SEEDS + 1))))
     total = max(wanted, fewest_seeds(alpha, rivals), n + 1)
     return total if total <= MOST_SEEDS else None

@@ -14,7 +14,7 @@ from rich.table import Table
 from fallline.bench.common.numbers import difference, listed, spread
 from fallline.bench.protocol import design as decide
 from fallline.bench.protocol.aa import ALPHA, WORDS, paired, root_mean_square, standard_error
-from fallline.bench.protocol.results import Part, Results
+from fallline.bench.protocol.comparison import Comparison, Results
 from fallline.bench.protocol.stats import FEW, Interval, fewest_seeds, holm, interval, sign_flip, smallest_p
 from fallline.bench.protocol.verdict import CLAIMS, Word, judge
 
@@ -73,7 +73,7 @@ def studies(found: Sequence[Results]) -> list[Study]:
     return told
 
 
-def _studied(asked: str | None, parts: Sequence[Part], first: Results) -> list[Study]:
+def _studied(asked: str | None, parts: Sequence[Comparison], first: Results) -> list[Study]:
     everywhere = [e for e in parts[0].entries if all(_finished(part, e.name) for part in parts)]
     choices = [(e.name, e.ours, [o for part in parts for o in part.get(e.name).choice]) for e in everywhere]
     against = decide.baseline(asked, choices)
@@ -109,16 +109,16 @@ def _studied(asked: str | None, parts: Sequence[Part], first: Results) -> list[S
     ]
 
 
-def _finished(part: Part, name: str) -> bool:
+def _finished(part: Comparison, name: str) -> bool:
     return any(entry.name == name and entry.finished for entry in part.entries)
 
 
-def _verdicts(part: Part, against: str, looks: int) -> dict[str, Word]:
+def _verdicts(part: Comparison, against: str, looks: int) -> dict[str, Word]:
     """What one study says against the baseline of all."""
     if part.baseline is not None and part.baseline.name == against:
         return {entry.name: entry.verdict.word for entry in part.entries if entry.verdict}
     losses = {entry.name: entry.losses for entry in part.entries if entry.seeds}
-    verdicts = judge(decide.pairs(losses, against), part.band, looks=looks)
+    verdicts = judge(decide.pairs(losses, against), part.margin, looks=looks)
     return {name: verdict.word for name, verdict in verdicts.items()}
 
 

@@ -2,8 +2,8 @@
 
 A difference is claimed where the sign-flip test over paired seeds holds after Holm's adjustment for all rivals of one
 baseline, the bootstrap interval excludes zero, and the winner lost no more seeds than the other. Equality is claimed
-where the interval lies within a band. A race may be looked at several times while seeds are added, if the number of
-looks is planned: each look then gets an equal share of the error rate.
+where the interval lies within the equivalence margin. A race may be looked at several times while seeds are added, if
+the number of looks is planned: each look then gets an equal share of the error rate.
 """
 
 import functools
@@ -62,8 +62,8 @@ class Verdict:
     adjusted: float | None
     """p after Holm's adjustment for all comparisons made together."""
 
-    band: float
-    """The band of practical equivalence, to either side of zero, in units of the loss."""
+    margin: float
+    """The equivalence margin, to either side of zero, in units of the loss."""
 
     detectable: float | None
     """The smallest difference that these seeds find with 80 % power, at the level of Holm's first step."""
@@ -75,26 +75,26 @@ class Verdict:
     """What decided, in a few words."""
 
 
-def judge(rivals: Mapping[str, Pairs], band: float, *, alpha: float = 0.05, looks: int = 1) -> dict[str, Verdict]:
+def judge(rivals: Mapping[str, Pairs], margin: float, *, alpha: float = 0.05, looks: int = 1) -> dict[str, Verdict]:
     """The verdict on each rival of one baseline on one task; `looks` is how often the race is looked at in all."""
-    rule = _Rule(len(rivals), "against {} rival", band, alpha / looks)
+    rule = _Rule(len(rivals), "against {} rival", margin, alpha / looks)
     facts, adjusted = rule.weigh(rivals)
     return {name: rule.verdict(facts[name], adjusted[name]) for name in rivals}
 
 
-def words(rivals: Mapping[str, Pairs], band: float, *, alpha: float = 0.05, looks: int = 1) -> dict[str, Word]:
+def words(rivals: Mapping[str, Pairs], margin: float, *, alpha: float = 0.05, looks: int = 1) -> dict[str, Word]:
     """The words of `judge` alone, and faster: an interval is computed only where it decides."""
-    rule = _Rule(len(rivals), "against {} rival", band, alpha / looks)
+    rule = _Rule(len(rivals), "against {} rival", margin, alpha / looks)
     facts, adjusted = rule.weigh(rivals)
     return {name: rule.decide(facts[name], adjusted[name])[0] for name in rivals}
 
 
 def matrix(
-    losses: Mapping[str, Mapping[int, float | None]], band: float, alpha: float = 0.05
+    losses: Mapping[str, Mapping[int, float | None]], margin: float, alpha: float = 0.05
 ) -> dict[tuple[str, str], Verdict]:
     """The verdict on every ordered pair of optimizers, Holm over all unordered ones; see `descriptive`."""
     pairs = {(a, b): Pairs(losses[a], losses[b]) for a, b in combinations(losses, 2)}
-    rule = _Rule(len(pairs), "in {} pair", band, alpha)
+    rule = _Rule(len(pairs), "in {} pair", margin, alpha)
     facts, adjusted = rule.weigh(pairs)
     found = {}
     for (a, b), seen in facts.items():
@@ -166,7 +166,7 @@ class _Rule:
     among: str
     """The family in words, with its size left open."""
 
-    band: float
+    margin: float
     alpha: float
     """The error rate of the whole family at this look."""
 
@@ -205,7 +205,7 @@ class _Rule:
             difference=seen.bounds(CONFIDENCE),
             p=p,
             adjusted=None if p is None else adjusted,
-            band=self.band,
+            margin=self.margin,
             detectable=finds,
             needed=None if word in SETTLED else self.needed(seen),
             why=why,
@@ -214,8 +214,8 @@ class _Rule:
     def decide(self, seen: _Facts, adjusted: float) -> tuple[Word, str]:
         """The word, and why."""
         n, holds = len(seen.differences), adjusted <= self.alpha
-        if n > 1 and not seen.losses and self._within_band(seen):
-            why = f"the interval lies within ±{self.band:.3g}"
+        if n > 1 and not seen.losses and self._within_margin(seen):
+            why = f"the interval lies within ±{self.margin:.3g}"
             if n >= FEW:
                 return "practically equal", why
             return "too few seeds", f"{why}, but {n} seeds cannot claim that; {FEW} can"
@@ -246,7 +246,7 @@ class _Rule:
         if seen.losses and not self.by_losses(seen):
             return None  # more seeds do not make up for those that are lost
         spread = statistics.stdev(seen.differences)
-        total = seeds_needed(seen.mean, spread, self.band, n, self.alpha, self.size)
+        total = seeds_needed(seen.mean, spread, self.margin, n, self.alpha, self.size)
         if total is None:
             return None
         total = math.ceil(total * seen.ran / n)  # as many will be lost again
@@ -256,13 +256,13 @@ class _Rule:
         strict = 1 - self.alpha
         return seen.bounds(CONFIDENCE if math.isclose(strict, CONFIDENCE) else strict)
 
-    def _within_band(self, seen: _Facts) -> bool:
-        if not abs(seen.mean) < self.band:
+    def _within_margin(self, seen: _Facts) -> bool:
+        if not abs(seen.mean) < self.margin:
             return False
         bounds = self._bounds(seen)
         if bounds is None or bounds.low is None or bounds.high is None:
             return False
-        return -self.band <= bounds.low and bounds.high <= self.band
+        return -self.margin <= bounds.low and bounds.high <= self.margin
 
     def _too_few(self, n: int) -> str:
         among = _count(self.size, self.among)

@@ -5,7 +5,7 @@ from rich.text import Text
 
 from fallline.bench.common.live import Watching
 from fallline.bench.common.numbers import difference, number, spread
-from fallline.bench.protocol.results import Part, Result
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.race.coordinator import Lane, Progress
 
 
@@ -52,7 +52,7 @@ def lost(lane: Lane) -> Text:
     return Text(str(count), style="yellow") if count else Text("0", style="dim")
 
 
-def results_table(part: Part, seeds: int) -> Table:
+def results_table(part: Comparison, seeds: int) -> Table:
     """One comparison, in 80 columns."""
     accuracy = any(entry.measure("accuracy") for entry in part.entries)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -83,7 +83,7 @@ WORD_STYLES = {
 }
 
 
-def verdict_cell(entry: Result, scale: float | None) -> Text:
+def verdict_cell(entry: ContenderResult, scale: float | None) -> Text:
     """The word and the difference."""
     if entry.verdict is None:
         return Text("–")
@@ -93,7 +93,7 @@ def verdict_cell(entry: Result, scale: float | None) -> Text:
     return text
 
 
-def seeds_cell(entry: Result, seeds: int) -> Text:
+def seeds_cell(entry: ContenderResult, seeds: int) -> Text:
     """Loss and interval; seeds that were lost are named beside it."""
     loss = entry.measure("loss")
     if loss is None:

@@ -17,7 +17,7 @@ from fallline.bench.common.names import needed
 from fallline.bench.common.numbers import TENTHS, describe, difference, listed, number, spread
 from fallline.bench.common.spaces import Setting
 from fallline.bench.protocol.design import run_seed
-from fallline.bench.protocol.results import LEVELS, Across, Part, Result, Results
+from fallline.bench.protocol.comparison import LEVELS, Aggregate, Comparison, ContenderResult, Results
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.report.prints import as_png, draw
 from fallline.bench.report.summary import summary
@@ -85,7 +85,7 @@ def _sentences(results: Results) -> Iterator[str]:
         yield escaped(sentence if sentence.startswith(names) else sentence[:1].upper() + sentence[1:])
 
 
-def _part_lines(part: Part) -> list[str]:
+def _part_lines(part: Comparison) -> list[str]:
     """A table, and as notes under it what weakens its claims."""
     shipped = part.track == "defaults"
     shown = {
@@ -117,7 +117,7 @@ def _part_lines(part: Part) -> list[str]:
     return [*lines, *([""] if notes else []), *(f"- Note: {note}" for note in notes)]
 
 
-def _caption(part: Part) -> str:
+def _caption(part: Comparison) -> str:
     """What the numbers of a table are."""
     counts = sorted({len(entry.finished) for entry in part.entries if entry.finished})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0]) if counts else "no"
@@ -126,13 +126,13 @@ def _caption(part: Part) -> str:
     if counts and counts[0] < FEW:
         told += f" Intervals of fewer than {FEW} seeds only describe what was seen."
     if part.baseline:
-        told += f" Differences within ±{difference(part.band, part.scale or 1.0).lstrip('+')} are of no consequence."
+        told += f" Differences within ±{difference(part.margin, part.scale or 1.0).lstrip('+')} are of no consequence."
     if not part.held_out:
         told += " There is no held-out data: the loss is the mean training loss over the last tenth of a run."
     return told
 
 
-def _loss_cell(entry: Result) -> str:
+def _loss_cell(entry: ContenderResult) -> str:
     """Loss and interval, or why there is none; seeds that were lost are named beside it."""
     if entry.trials and entry.lost_trials == len(entry.trials):
         return "every trial lost"
@@ -142,7 +142,7 @@ def _loss_cell(entry: Result) -> str:
     return spread(loss) + (f", {entry.lost_seeds}/{len(entry.seeds)} seeds lost" if entry.lost_seeds else "")
 
 
-def _verdict_cells(part: Part, entry: Result) -> list[str]:
+def _verdict_cells(part: Comparison, entry: ContenderResult) -> list[str]:
     """Word with difference, and p."""
     verdict = entry.verdict
     if verdict is None:
@@ -151,7 +151,7 @@ def _verdict_cells(part: Part, entry: Result) -> list[str]:
     return [verdict.word + gap, "–" if verdict.adjusted is None else f"{verdict.adjusted:.3g}"]
 
 
-def _across_lines(results: Results, across: Across) -> list[str]:
+def _across_lines(results: Results, across: Aggregate) -> list[str]:
     """What the tasks of a track say together."""
     labels = {entry.name: entry.label for part in results.parts for entry in part.entries}
     lines = [f"## All tasks, {'shipped settings' if across.track == 'defaults' else 'tuned'}", ""]
@@ -244,7 +244,7 @@ def results_table(results: Results) -> Table:
             row |= {"trials": len(entry.trials), "trials_lost": entry.lost_trials, "chosen_trial": entry.chosen_trial}
             for measure, column in measures.items():
                 row |= _bounds(column, entry.measure(measure))
-            row |= {"baseline": part.baseline.name if part.baseline else None, "band": part.band}
+            row |= {"baseline": part.baseline.name if part.baseline else None, "band": part.margin}
             if verdict := entry.verdict:
                 row |= {"verdict": verdict.word, **_bounds("difference", verdict.difference), "why": verdict.why}
                 row |= {"p": verdict.p, "p_holm": verdict.adjusted, "detectable": verdict.detectable}
@@ -341,7 +341,7 @@ class _Run:
         return {"stage": self.stage, "number": self.number, "repeat": self.repeat}
 
 
-def _runs(results: Results, part: Part, entry: Result) -> Iterator[_Run]:
+def _runs(results: Results, part: Comparison, entry: ContenderResult) -> Iterator[_Run]:
     """All runs of an entry, stage by stage."""
 
     def seed(stage: str, number: int) -> int:
@@ -357,7 +357,7 @@ def _runs(results: Results, part: Part, entry: Result) -> Iterator[_Run]:
         yield _Run(stage, n, 0, seed(stage, n), entry.chosen or {}, outcome)
 
 
-def _place(results: Results, part: Part, entry: Result) -> dict[str, Value]:
+def _place(results: Results, part: Comparison, entry: ContenderResult) -> dict[str, Value]:
     return {"race": results.race.id, "task": part.task, "track": part.track, "optimizer": entry.name}
 
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fallline.bench.common.numbers import describe, number, spread
 from fallline.bench.common.spaces import Range, Setting, dimension
-from fallline.bench.protocol.results import TAUS, Across, Part, Result, Results, highest_drawn
+from fallline.bench.protocol.comparison import TAUS, Aggregate, Comparison, ContenderResult, Results, highest_drawn
 from fallline.bench.protocol.stats import band
 
 Figure = dict[str, Any]
@@ -128,7 +128,7 @@ def coloured(figure: Figure, colours: Mapping[str, str]) -> Figure:
 
 
 def curves(
-    part: Part, looks: Mapping[str, Line], measure: str, axis: str = "steps", *, targets: bool = True
+    part: Comparison, looks: Mapping[str, Line], measure: str, axis: str = "steps", *, targets: bool = True
 ) -> Figure | None:
     """A measure against one of `AXES`: mean over the seeds that finished, with the 95 % band of that mean."""
     data: list[Figure] = []
@@ -159,7 +159,7 @@ def curves(
     return {"data": data, "layout": layout}
 
 
-def courses(entry: Result, measure: str, axis: str) -> tuple[Array, Array] | None:
+def courses(entry: ContenderResult, measure: str, axis: str) -> tuple[Array, Array] | None:
     """A measure of the seeds that finished, on one grid: shapes (points,) and (seeds, points); None without any.
 
     Seeds that were measured at the same places are taken as they are. Else, as with seconds, each is interpolated
@@ -225,7 +225,7 @@ def curve_trace(
     return trace
 
 
-def best_of(part: Part, looks: Mapping[str, Line]) -> Figure | None:
+def best_of(part: Comparison, looks: Mapping[str, Line]) -> Figure | None:
     """What everyone's search would have found with fewer trials: the expected best score of K, with its band."""
     data, lows, highs, most = [], [], [], 1
     for entry in part.entries:
@@ -248,7 +248,7 @@ def best_of(part: Part, looks: Mapping[str, Line]) -> Figure | None:
     return {"data": data, "layout": layout}
 
 
-def profile(across: Across, looks: Mapping[str, Line]) -> Figure | None:
+def profile(across: Aggregate, looks: Mapping[str, Line]) -> Figure | None:
     """The share of runs that reach the target within a multiple of the best optimizer's time, with bands."""
     if not across.profiles:
         return None
@@ -275,7 +275,7 @@ def profile(across: Across, looks: Mapping[str, Line]) -> Figure | None:
 # --- dots ---
 
 
-def final_losses(part: Part, looks: Mapping[str, Line]) -> Figure | None:
+def final_losses(part: Comparison, looks: Mapping[str, Line]) -> Figure | None:
     """The final loss of every seed, its mean and interval: one row each."""
     data: list[Figure] = []
     values: list[float] = []
@@ -343,7 +343,7 @@ def final_losses(part: Part, looks: Mapping[str, Line]) -> Figure | None:
     return {"data": data, "layout": layout}
 
 
-def sensitivity(part: Part, entry: Result) -> Figure | None:
+def sensitivity(part: Comparison, entry: ContenderResult) -> Figure | None:
     """The score of every trial against its learning rate; lost ones are crosses on the upper edge.
 
     Shaded: where every trial was lost, and what an extension of the range opened.
@@ -425,7 +425,7 @@ def sensitivity(part: Part, entry: Result) -> Figure | None:
     return {"data": data, "layout": layout}
 
 
-def lost_stretches(entry: Result) -> list[tuple[float, float]]:
+def lost_stretches(entry: ContenderResult) -> list[tuple[float, float]]:
     """Where, in learning rates, every trial was lost: at least two neighbours, or all up to an end of the range.
 
     A stretch goes half-way, in the logarithm, to the next trial that finished, or to the end of the range.
@@ -481,7 +481,7 @@ def _rate(settings: Mapping[str, Setting]) -> float | None:
     return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 else None
 
 
-def _lr_range(entry: Result, which: str) -> Range | None:
+def _lr_range(entry: ContenderResult, which: str) -> Range | None:
     plain = entry.about.get(which, {}).get("lr")
     there = None if plain is None else dimension(plain)
     return there if isinstance(there, Range) and there.scale != "one minus log" else None
@@ -549,7 +549,7 @@ def fitted_axis(low: float, high: float, *, ratio_for_log: float = 3, ticks: int
     }
 
 
-def _draw_targets(part: Part, layout: Figure) -> None:
+def _draw_targets(part: Comparison, layout: Figure) -> None:
     """The target losses, thin and dotted, named beside the plot; those that lie close share a name."""
     axis = layout["yaxis"]
     log, (bottom, top) = axis["type"] == "log", axis["range"]
@@ -574,7 +574,7 @@ def _draw_targets(part: Part, layout: Figure) -> None:
         layout["margin"]["r"] = 46  # beside the plot, where no curve runs
 
 
-def _draw_floor(part: Part, layout: Figure, *, along: str) -> None:
+def _draw_floor(part: Comparison, layout: Figure, *, along: str) -> None:
     """The lowest loss in reach, where the task knows it."""
     floor = part.about["floor"]
     if floor is None:

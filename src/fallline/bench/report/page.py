@@ -14,7 +14,7 @@ from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import TENTHS, describe, difference, duration, listed, number, size, spread
 from fallline.bench.protocol.changes import changes
 from fallline.bench.protocol.design import title
-from fallline.bench.protocol.results import STEADY, Part, Result, Results
+from fallline.bench.protocol.comparison import STEADY, Comparison, ContenderResult, Results
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.protocol.verdict import Verdict, Word, descriptive
 from fallline.bench.report import figures
@@ -150,12 +150,12 @@ def told(verdict: Verdict, scale: float | None = None) -> str:
     return "; ".join(said)
 
 
-def measured(part: Part, name: str) -> dict[str, Interval]:
+def measured(part: Comparison, name: str) -> dict[str, Interval]:
     """The interval of a final measure of everyone who has one."""
     return {entry.name: found for entry in part.entries if (found := entry.measure(name))}
 
 
-def losses(part: Part) -> list[tuple[Result, str, int]]:
+def losses(part: Comparison) -> list[tuple[ContenderResult, str, int]]:
     """Why runs were lost: (optimizer, status and reason, how many), most frequent first within an optimizer."""
     rows = []
     for entry in part.entries:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fallline.bench.common.files import stem
 from fallline.bench.common.names import needed
-from fallline.bench.protocol.results import PROFILE_LEVEL, TAUS, Part, Result, Results, highest_drawn
+from fallline.bench.protocol.comparison import PROFILE_LEVEL, TAUS, Comparison, ContenderResult, Results, highest_drawn
 from fallline.bench.protocol.stats import band, censored_median, performance_profile
 from fallline.bench.report.figures import COLOURS, DASHES, SPARE_COLOURS
 from fallline.bench.runs.loop import runaway
@@ -107,14 +107,14 @@ def as_png(figure: Any, results: Results) -> bytes:
 class _Line:
     """A line of a panel and its band: who, where and how high; shape (points,) each."""
 
-    entry: Result
+    entry: ContenderResult
     x: NDArray[np.float64]
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
 
-def learning_curves(results: Results, parts: Sequence[Part]) -> Any:
+def learning_curves(results: Results, parts: Sequence[Comparison]) -> Any:
     """A panel a task: loss against gradient evaluations, mean and 95 % band over the seeds that finished.
 
     What a line does over ten times the loss before training is cut off. None where no seed has finished.
@@ -139,7 +139,7 @@ def learning_curves(results: Results, parts: Sequence[Part]) -> Any:
     return sheet.figure
 
 
-def _curves(part: Part) -> list[_Line]:
+def _curves(part: Comparison) -> list[_Line]:
     measure, found = "validation loss" if part.held_out else "train loss", []
     for entry in part.entries:
         curves = [outcome.curve for outcome in entry.finished.values() if measure in outcome.curve]
@@ -161,7 +161,7 @@ def _draw_floor(axes: Any, floor: float, name: str) -> None:
     text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
 
 
-def best_of(results: Results, parts: Sequence[Part]) -> Any:
+def best_of(results: Results, parts: Sequence[Comparison]) -> Any:
     """A panel a task: the expected score of the best of K trials against K, with its 95 % band.
 
     None where nobody has two trials.
@@ -186,7 +186,7 @@ def best_of(results: Results, parts: Sequence[Part]) -> Any:
     return sheet.figure
 
 
-def profile(results: Results, parts: Sequence[Part]) -> Any:
+def profile(results: Results, parts: Sequence[Comparison]) -> Any:
     """The share of runs that reach a target within a multiple of the best optimizer's median time, with 95 % bands.
 
     One panel over all tasks, at 95 % of the way to the baseline's loss; of a single task, a panel a target. None where
@@ -218,7 +218,7 @@ def profile(results: Results, parts: Sequence[Part]) -> Any:
     return sheet.figure
 
 
-def sensitivity(results: Results, part: Part) -> Any:
+def sensitivity(results: Results, part: Comparison) -> Any:
     """A panel an optimizer: the score of every trial against its learning rate, the chosen one ringed.
 
     Lost trials are crosses at the upper edge, and the rates beyond which every trial was lost are shaded. Triangles at
@@ -260,7 +260,7 @@ def sensitivity(results: Results, part: Part) -> Any:
     return sheet.figure
 
 
-def _rate(entry: Result) -> str:
+def _rate(entry: ContenderResult) -> str:
     """The setting to draw the trials against: `lr`, or the first that is a number; empty if there is none."""
     names = [name for settings, _ in entry.trials.values() for name, value in settings.items() if type(value) is float]
     return "lr" if "lr" in names else next(iter(names), "")

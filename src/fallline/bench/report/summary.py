@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fallline.bench.common.numbers import difference, duration, listed, number
 from fallline.bench.protocol.design import title
-from fallline.bench.protocol.results import Part, Result, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results
 from fallline.bench.protocol.verdict import CLAIMS, Word
 
 ORDER: tuple[Word, ...] = ("better", "practically equal", "no evidence", "worse", "too few seeds")
@@ -33,7 +33,7 @@ def caution(results: Results) -> list[str]:
     ]
 
 
-def verdicts(part: Part) -> list[str]:
+def verdicts(part: Comparison) -> list[str]:
     """What the seeds say of one comparison."""
     if part.baseline is None:
         raced = [entry for entry in part.entries if entry.finished]
@@ -50,7 +50,7 @@ def verdicts(part: Part) -> list[str]:
     return told
 
 
-def _of(word: Word, them: Sequence[Result], part: Part) -> str:
+def _of(word: Word, them: Sequence[ContenderResult], part: Comparison) -> str:
     scale = part.scale or 1.0
     names = listed([_with_difference(entry, scale) for entry in them])
     verb = "is" if len(them) == 1 else "are"
@@ -58,7 +58,7 @@ def _of(word: Word, them: Sequence[Result], part: Part) -> str:
     if word in CLAIMS:
         return f"{names} {verb} {word} than {part.baseline.label}."
     if word == "practically equal":
-        band = difference(part.band, scale).lstrip("+")
+        band = difference(part.margin, scale).lstrip("+")
         return f"{names} {verb} practically equal to it: the difference lies within ±{band}, of no consequence here."
     if word == "too few seeds":
         reasons: dict[str, list[str]] = {}
@@ -70,7 +70,7 @@ def _of(word: Word, them: Sequence[Result], part: Part) -> str:
     return f"{names}: no evidence of a difference{more}."
 
 
-def _with_difference(entry: Result, scale: float) -> str:
+def _with_difference(entry: ContenderResult, scale: float) -> str:
     found = entry.verdict.difference if entry.verdict else None
     return f"{entry.label} ({difference(found.mean, scale)})" if found else entry.label
 
@@ -92,6 +92,6 @@ def cost(results: Results) -> list[str]:
     return [told + "."]
 
 
-def _mean(entry: Result) -> float | None:
+def _mean(entry: ContenderResult) -> float | None:
     loss = entry.measure("loss")
     return loss.mean if loss else None

@@ -57,7 +57,7 @@ class BestOf:
 
 
 @dataclass
-class Result:
+class ContenderResult:
     """What one optimizer did on one task, with tuned or with shipped settings."""
 
     name: str
@@ -138,7 +138,7 @@ class Result:
         """The interval of a final measure over the seeds that finished; None where there is nothing to measure."""
         return interval([outcome.result[name] for outcome in self.finished.values() if name in outcome.result])
 
-    def above(self, other: "Result") -> Interval | None:
+    def above(self, other: "ContenderResult") -> Interval | None:
         """By how many per cent of the size of another's mean loss it lies above that, over the seeds both finished."""
         theirs, mean = other.losses, other.measure("loss")
         both = [(loss, theirs.get(number)) for number, loss in self.losses.items()]
@@ -164,7 +164,7 @@ class Result:
 
 
 @dataclass
-class Part:
+class Comparison:
     """One comparison: all optimizers on one task, tuned or with shipped settings; best first.
 
     Who lost seeds comes after who lost none.
@@ -175,17 +175,17 @@ class Part:
     """`summary`, `steps`, `held_out`, `floor`, ...: see `Task.describe`."""
 
     track: str
-    entries: list[Result]
+    entries: list[ContenderResult]
     left_out: dict[str, str]
-    baseline: Result | None = None
+    baseline: ContenderResult | None = None
     initial: float | None = None
     """The loss before training."""
 
     way: float = 0.0
     """From the initial to the best loss: see `fallline.bench.protocol.design.way`."""
 
-    band: float = 0.0
-    """Differences within it are practically none."""
+    margin: float = 0.0
+    """The equivalence margin: differences within it are of no consequence."""
 
     targets: dict[float, float] = field(default_factory=dict)
     matrix: dict[tuple[str, str], Verdict] = field(default_factory=dict)
@@ -215,13 +215,13 @@ class Part:
         """What the search minimised."""
         return "validation loss" if self.held_out else "mean loss over the last tenth"
 
-    def get(self, name: str) -> Result:
+    def get(self, name: str) -> ContenderResult:
         """The entry of that name."""
         return next(entry for entry in self.entries if entry.name == name)
 
 
 @dataclass
-class Across:
+class Aggregate:
     """What several tasks say together, of those who raced on all of them."""
 
     track: str
@@ -246,12 +246,12 @@ class Results:
 
     race: Race
     design: Design
-    parts: list[Part]
-    across: list[Across]
+    parts: list[Comparison]
+    across: list[Aggregate]
     missing: int
     """Runs that the race still lacks, as far as can be known."""
 
-    def part(self, task: str, track: str = "tuned") -> Part:
+    def part(self, task: str, track: str = "tuned") -> Comparison:
         """One comparison."""
         return next(part for part in self.parts if (part.task, part.track) == (task, track))
 
@@ -261,7 +261,7 @@ def results(store: Store, race: Race) -> Results:
     design = Design.read(race.design)
     entered = race.setting["contenders"]
     found = {
-        (task, track): {name: Result(name, about) for name, about in entered[task].items()}
+        (task, track): {name: ContenderResult(name, about) for name, about in entered[task].items()}
         for task in design.tasks
         for track in design.tracks
     }
@@ -289,7 +289,7 @@ def results(store: Store, race: Race) -> Results:
     return Results(race, design, parts, across, sum(lacking(design, part) for part in parts))
 
 
-def compare(race: Race, design: Design, task: str, track: str, entries: list[Result]) -> Part:
+def compare(race: Race, design: Design, task: str, track: str, entries: list[ContenderResult]) -> Comparison:
     """One comparison, from its runs."""
     about = race.setting.get("tasks", {}).get(task) or {"summary": "", "steps": 0, "held_out": True, "floor": None}
     left_out = dict(race.setting["left_out"].get(task, {}))
@@ -309,7 +309,7 @@ def compare(race: Race, design: Design, task: str, track: str, entries: list[Res
         if entry.confirmed not in (None, entry.chosen):  # the records have lost what decided
             alike = (number for number, (settings, _) in entry.trials.items() if settings == entry.confirmed)
             entry.chosen_trial, entry.chosen = next(alike, None), entry.confirmed
-    part = Part(task, about, track, sorted(entries, key=_rank), left_out)
+    part = Comparison(task, about, track, sorted(entries, key=_rank), left_out)
     candidates = [(e.name, e.ours, e.choice) for e in part.entries if e.finished]
     against = decide.baseline(design.baseline, candidates)
     everyone = [list(entry.seeds.values()) for entry in part.entries]
@@ -318,14 +318,14 @@ def compare(race: Race, design: Design, task: str, track: str, entries: list[Res
     # Where a task names its band, as one that begins near its minimum does, the way is what the band is 1 % of.
     named = about.get("equivalence")
     part.way = 100 * named if named else decide.way(part.initial, best)
-    part.band = decide.equivalence(about.get("equivalence"), part.initial, best)
+    part.margin = decide.equivalence(about.get("equivalence"), part.initial, best)
     losses = {entry.name: entry.losses for entry in part.entries if entry.seeds}
-    part.matrix = matrix(losses, part.band) if len(losses) > 1 else {}
+    part.matrix = matrix(losses, part.margin) if len(losses) > 1 else {}
     for entry in part.entries:
         entry.best_of = best_of(part, entry)
     if against is not None:
         part.baseline = part.get(against)
-        for name, verdict in judge(decide.pairs(losses, against), part.band, looks=len(design.looks)).items():
+        for name, verdict in judge(decide.pairs(losses, against), part.margin, looks=len(design.looks)).items():
             part.get(name).verdict = verdict
         set_targets(part)
     _measure_time(part)
@@ -334,12 +334,12 @@ def compare(race: Race, design: Design, task: str, track: str, entries: list[Res
     return part
 
 
-def _rank(entry: Result) -> tuple[bool, int, float]:
+def _rank(entry: ContenderResult) -> tuple[bool, int, float]:
     loss = entry.measure("loss")
     return loss is None, entry.lost_seeds, loss.mean if loss else 0.0
 
 
-def lacking(design: Design, part: Part) -> int:
+def lacking(design: Design, part: Comparison) -> int:
     """Runs that a comparison still lacks."""
     if part.track == "defaults":
         return sum(design.seeds - len(entry.seeds) for entry in part.entries)
@@ -349,7 +349,7 @@ def lacking(design: Design, part: Part) -> int:
     )
 
 
-def best_of(part: Part, entry: Result) -> BestOf | None:
+def best_of(part: Comparison, entry: ContenderResult) -> BestOf | None:
     """What the search would have found with fewer trials. A lost trial counts as one that learned nothing."""
     scores = [outcome.score for _, outcome in entry.trials.values()]
     finished = [score for score in scores if score is not None]
@@ -360,7 +360,7 @@ def best_of(part: Part, entry: Result) -> BestOf | None:
     return BestOf(expected_best(clipped), *expected_best_band(clipped))
 
 
-def highest_drawn(part: Part, lowest: float, highest: float) -> float:
+def highest_drawn(part: Comparison, lowest: float, highest: float) -> float:
     """The highest score that gets its place in a figure: one that ends in the millions must not flatten all others.
 
     300 times the lowest; where that is not positive, three times as far above it as the loss before training.
@@ -372,7 +372,7 @@ def highest_drawn(part: Part, lowest: float, highest: float) -> float:
     return min(highest, lowest + 3 * (part.initial - lowest))
 
 
-def set_targets(part: Part) -> None:
+def set_targets(part: Comparison) -> None:
     """Target losses, and when each seed reaches them: where three measurements in a row have a mean below."""
     assert part.baseline is not None  # the targets are its
     name = "validation loss" if part.held_out else "train loss"
@@ -401,7 +401,7 @@ def first_hit(outcome: Outcome, name: str, target: float) -> float:
     return math.inf
 
 
-def _measure_time(part: Part) -> None:
+def _measure_time(part: Comparison) -> None:
     sgd = next((entry.seconds() for entry in part.entries if entry.name == "sgd"), None)
     spreads = []
     for entry in part.entries:
@@ -414,7 +414,7 @@ def _measure_time(part: Part) -> None:
     part.steady = not spreads or statistics.median(spreads) <= STEADY
 
 
-def alarms(design: Design, part: Part, entry: Result) -> list[Alarm]:
+def alarms(design: Design, part: Comparison, entry: ContenderResult) -> list[Alarm]:
     """What weakens a claim about an entry: mostly, that its search may have missed its best settings."""
     found = []
     if entry.lost_seeds:
@@ -433,7 +433,7 @@ def alarms(design: Design, part: Part, entry: Result) -> list[Alarm]:
         if entry.best_of is not None and len(entry.best_of.mean) >= 4:
             mean = entry.best_of.mean
             gain = float(mean[len(mean) // 2 - 1] - mean[-1])
-            if gain > part.band > 0:
+            if gain > part.margin > 0:
                 found.append(
                     Alarm(
                         "flat", f"the second half of its trials still lowered its best loss, by {gain:.2g} on average"
@@ -452,7 +452,7 @@ def alarms(design: Design, part: Part, entry: Result) -> list[Alarm]:
     return found
 
 
-def _lonely(part: Part, entry: Result) -> bool:
+def _lonely(part: Comparison, entry: ContenderResult) -> bool:
     """Whether no second trial came within a tenth of the way from its best to the loss before training."""
     scores = sorted(o.score for _, o in entry.trials.values() if o.score is not None)
     if len(entry.trials) < 10 or part.initial is None or not part.held_out or not scores:
@@ -460,13 +460,13 @@ def _lonely(part: Part, entry: Result) -> bool:
     return len(scores) < 2 or scores[1] > scores[0] + 0.1 * max(0.0, part.initial - scores[0])
 
 
-def over_tasks(parts: list[Part]) -> Across | None:
+def over_tasks(parts: list[Comparison]) -> Aggregate | None:
     """What the tasks of one track say together; None of one task alone, or without a baseline on each."""
     if len(parts) < 2 or any(part.baseline is None for part in parts):
         return None
     everywhere = [e.name for e in parts[0].entries if all(_ran(part, e.name) for part in parts)]
 
-    def apart(part: Part, name: str) -> list[float]:
+    def apart(part: Comparison, name: str) -> list[float]:
         against = part.baseline.measure("loss") if part.baseline else None
         origin, losses = against.mean if against else 0.0, part.get(name).losses.values()
         return [math.inf if loss is None else 100 * (loss - origin) / (part.way or 1.0) for loss in losses]
@@ -486,7 +486,7 @@ def over_tasks(parts: list[Part]) -> Across | None:
             )
         profiles[name] = performance_profile(times, list(TAUS))
     ranked = sorted(everywhere, key=lambda name: iqms[name].mean)
-    return Across(
+    return Aggregate(
         parts[0].track,
         [part.task for part in parts],
         {name: iqms[name] for name in ranked},
@@ -496,5 +496,5 @@ def over_tasks(parts: list[Part]) -> Across | None:
     )
 
 
-def _ran(part: Part, name: str) -> bool:
+def _ran(part: Comparison, name: str) -> bool:
     return any(entry.name == name and entry.seeds for entry in part.entries)
