@@ -29,8 +29,8 @@ from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import duration
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.design import TRACKS, Design
 from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results, results
+from fallline.bench.protocol.design import TRACKS, Design
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, judge
 from fallline.bench.race.coordinator import Progress, RaceError, race

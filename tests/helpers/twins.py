@@ -9,8 +9,8 @@ import numpy as np
 
 from fallline.bench.common.spaces import Setting
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.comparison import ContenderResult, Results, compare
+from fallline.bench.protocol.design import Design
 from fallline.bench.race.store import Entry, Race, Store
 from fallline.bench.runs.loop import Outcome, Run
 

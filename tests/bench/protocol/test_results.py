@@ -6,8 +6,8 @@ import math
 import pytest
 
 from fallline.bench.common.spaces import Range, as_plain
-from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.comparison import ContenderResult, compare, first_hit, over_tasks
+from fallline.bench.protocol.design import Design
 from fallline.bench.race.store import Race
 from fallline.bench.report.summary import verdicts
 from fallline.bench.runs.loop import Outcome

@@ -19,8 +19,8 @@ import torch
 from referee import Inline
 from stress import contents, hold
 
-from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.comparison import results
+from fallline.bench.protocol.design import Design
 from fallline.bench.race.coordinator import DEATHS, RaceError, attempt, race, work_off
 from fallline.bench.race.pool import Renewed, local_pool, take_turn, visible_devices
 from fallline.bench.race.store import Store

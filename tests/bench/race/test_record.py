@@ -14,8 +14,8 @@ from referee import Inline
 from stress import contents, hold
 
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.comparison import results
+from fallline.bench.protocol.design import Design
 from fallline.bench.race import store as record
 from fallline.bench.race.pool import start_method
 from fallline.bench.race.store import Entry, Merged, Race, Store, complaint

@@ -12,8 +12,8 @@ from torch import nn
 
 from fallline.bench.common.numbers import difference, number
 from fallline.bench.protocol import design as decide
-from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.comparison import ContenderResult, compare, highest_drawn, over_tasks, results
+from fallline.bench.protocol.design import Design
 from fallline.bench.race.store import Race, Store
 from fallline.bench.report.export import export
 from fallline.bench.report.figures import sensitivity
@@ -127,7 +127,9 @@ def parts_of(tables, initial, shift, factor):
     for task, table in enumerate(tables):
         entries = []
         for name, losses in zip("abc", table, strict=True):
-            one = ContenderResult(name, {"label": name, "ours": name == "a", "ranges": {}, "extended": {}, "excuse": ""})
+            one = ContenderResult(
+                name, {"label": name, "ours": name == "a", "ranges": {}, "extended": {}, "excuse": ""}
+            )
             for i, loss in enumerate(losses):
                 curve = [moved(value) for value in (initial, (initial + loss) / 2, loss, loss, loss)]
                 one.seeds[i] = outcome(moved(loss), moved(loss), curve)

@@ -16,8 +16,8 @@ from referee import Inline, Referee
 from fallline.bench.common.numbers import TENTHS, difference, duration, number
 from fallline.bench.contenders.contender import CONTENDERS, get_contender
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.comparison import Alarm, Comparison, ContenderResult, results
+from fallline.bench.protocol.design import Design
 from fallline.bench.race.store import Entry, Race, Store
 from fallline.bench.report import figures
 from fallline.bench.report import page as report

@@ -26,8 +26,8 @@ from fallline.bench.common.names import unknown
 from fallline.bench.common.spaces import as_plain, read_spaces
 from fallline.bench.contenders.contender import CONTENDERS, TEAM, get_contender, spelled, under_schedules
 from fallline.bench.protocol.aa import aa_line, aa_results, aa_table, aa_words, write_aa
-from fallline.bench.protocol.design import TRACKS, Design
 from fallline.bench.protocol.comparison import Results, results
+from fallline.bench.protocol.design import TRACKS, Design
 from fallline.bench.protocol.studies import studies as over_studies
 from fallline.bench.protocol.studies import studies_table, studies_words
 from fallline.bench.race.coordinator import RaceError
