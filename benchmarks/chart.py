@@ -15,7 +15,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from fallline.bench.common.files import fill
-from fallline.bench.report.figures import COLOURS, EITHER, INK
+from fallline.bench.report.looks import COLOURS, EITHER, INK
 from fallline.bench.speed import METHODS
 from fallline.bench.speed.methods import ADAMW
 from fallline.bench.speed.shapes import SETS

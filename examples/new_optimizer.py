@@ -26,15 +26,15 @@ class NormalizedMomentum(fallline.Optimizer):
         settings = dict(lr=lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize, fused=fused)
         super().__init__(params, {**settings, "skip_nonfinite": True, "stochastic_rounding": False})
 
-    def _init_state(self, p, group):
+    def init_state(self, p, group):
         return {"average": torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))}
 
-    def _update(self, groups, shared, loss):
-        ok = self._finite(groups)  # 0-D, on the device, and never read
+    def advance(self, groups, shared, loss):
+        ok = self.finite(groups)  # 0-D, on the device, and never read
         for t in groups:
-            self._each(average_, t, t.grads, t.average, share=(1 - t.momentum) * ok.double(), ok=ok)
-        norm = torch.cat([self._sums(squared_norm, t, t.average)[0] for t in groups]).sum().sqrt()
+            self.each(average_, t, t.grads, t.average, share=(1 - t.momentum) * ok.double(), ok=ok)
+        norm = torch.cat([self.sums(squared_norm, t, t.average)[0] for t in groups]).sum().sqrt()
         for t in groups:
             lr = t.lr * ok.double()
-            self._each(move_, t, t.average, distance=lr / norm.clamp_min(1e-30), shrink=1 - lr * t.weight_decay)
+            self.each(move_, t, t.average, distance=lr / norm.clamp_min(1e-30), shrink=1 - lr * t.weight_decay)
         shared.skipped.add_(~ok)

@@ -15,9 +15,9 @@ from torch.nn.parameter import is_lazy
 
 from ._checkpoint import alike, fitted
 from ._engine.fused import Kernel, Misfit, Tensors
-from ._engine.run import run, squared_norm
-from ._engine.tape import HALF
+from ._engine.run import run
 from ._shards import _sharded, local, over_shards
+from .kernels import squared_norms
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
@@ -25,8 +25,8 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 class Optimizer(torch.optim.Optimizer):
     """Base of all optimizers here: a :class:`torch.optim.Optimizer` in which a method is kernels and algebra.
 
-    A method declares its state (:meth:`_init_state`) and its shared scalars (:meth:`_init_shared`), and writes
-    its step once (:meth:`_update`) with two verbs: :meth:`_each` maps a kernel over tensors, :meth:`_sums` reduces
+    A method declares its state (:meth:`init_state`) and its shared scalars (:meth:`init_shared`), and writes
+    its step once (:meth:`advance`) with two verbs: :meth:`each` maps a kernel over tensors, :meth:`sums` reduces
     each tensor to numbers that are complete over all shards. A step never reads a tensor's value on the host.
 
     Shared scalars are 0-D tensors on the parameters' device, float64 where it exists, and the *same* tensor in
@@ -63,46 +63,46 @@ class Optimizer(torch.optim.Optimizer):
 
     # -- what a method writes ---------------------------------------------------------------------------------
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """State of one parameter, allocated with its group so that a checkpoint loader finds it."""
         return {}
 
     def _allocate(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """State of parameters that join a group. What raises here leaves the optimizer as it was."""
         for p in params:
-            self.state[p] = self._init_state(p, group)
+            self.state[p] = self.init_state(p, group)
 
     def _wanted(self, p: Tensor, group: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
         """What a checkpoint must have as the state of ``p``, and what it may have: tensors like these (on meta)."""
         try:
             like = p if _sharded(p) is not None else torch.empty_like(p, device="meta", requires_grad=False)
-            return self._init_state(like, group), {}
+            return self.init_state(like, group), {}
         except (RuntimeError, NotImplementedError):  # a method that reads the parameter
-            return self._init_state(p, group), {}
+            return self.init_state(p, group), {}
 
     def _listed(self, p: Tensor) -> Iterable[str]:
-        """Names of the state that every parameter of a group has: ``_update`` finds them as lists."""
+        """Names of the state that every parameter of a group has: ``advance`` finds them as lists."""
         return list(self.state[p])
 
     def _read(self, owners: dict[Any, Any], states: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
         """A checkpoint's states by number, as they are written today. ``owners``: parameter, group, saved, name."""
         return states
 
-    def _init_shared(self) -> dict[str, Any]:
+    def init_shared(self) -> dict[str, Any]:
         """Shared values at the start: floats and ints become device scalars, strings and bools stay as they are."""
         return {"skipped": 0, **({"roundings": 0} if self.defaults["stochastic_rounding"] else {})}
 
-    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
         """The step. ``groups`` have ``params``, ``grads``, lists of state by name, and the group's settings."""
         raise NotImplementedError
 
     # -- the verbs it is written in ---------------------------------------------------------------------------
 
-    def _each(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> None:
+    def each(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> None:
         """Run ``kernel`` over the group's parameters and the given lists (a 1-D tensor is a list of scalars)."""
         self._run(kernel, t, lists, scalars)
 
-    def _sums(
+    def sums(
         self, kernel: Kernel, t: SimpleNamespace, *lists: Any, maxima: int = 0, **scalars: Any
     ) -> tuple[Tensor, ...]:
         """The same, returning each sum that the kernel returns as a vector [tensors] in the scalars' precision.
@@ -139,9 +139,9 @@ class Optimizer(torch.optim.Optimizer):
         name = f" ({group['param_names'][number]})" if "param_names" in group else ""
         return f" of parameter {number}{name} in group {t.index}"
 
-    def _finite(self, groups: list[SimpleNamespace]) -> Tensor:
+    def finite(self, groups: list[SimpleNamespace]) -> Tensor:
         """0-D bool: no gradient holds a NaN or an infinity, or a norm whose square overflows."""
-        return torch.cat([self._sums(squared_norms, t, t.grads)[0] for t in groups]).sum().isfinite()
+        return torch.cat([self.sums(squared_norms, t, t.grads)[0] for t in groups]).sum().isfinite()
 
     # -- torch.optim ------------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class Optimizer(torch.optim.Optimizer):
         groups = self._groups(lambda p: p.grad is not None)
         if groups:
             self._round_anew()
-            self._update(groups, self._shared(), value if loss is None else loss)
+            self.advance(groups, self._shared(), value if loss is None else loss)
         return value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -216,9 +216,9 @@ class Optimizer(torch.optim.Optimizer):
         group, first = self.param_groups[-1], self.param_groups[0]
         if group is first:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
-            group.update({name: _scalar(value, device) for name, value in self._init_shared().items()})
+            group.update({name: _scalar(value, device) for name, value in self.init_shared().items()})
         else:
-            group.update({name: first[name] for name in self._init_shared()})
+            group.update({name: first[name] for name in self.init_shared()})
         try:  # a frozen parameter costs no memory, a lazy one has no shape: they get their state with a first gradient
             new = [p for p in dict.fromkeys(group["params"]) if p.requires_grad and not is_lazy(p)]
             self._allocate(new, group)
@@ -334,9 +334,9 @@ class Optimizer(torch.optim.Optimizer):
             wanted, _ = self._wanted(p, group, own)
             stale = [n for n, like in wanted.items() if own[n].dtype != like.dtype and alike(own[n], like)]
             if stale:
-                new = self._init_state(p.detach().to(own[name].dtype), group)
+                new = self.init_state(p.detach().to(own[name].dtype), group)
                 if all(torch.equal(own[n], value) for n, value in new.items()):
-                    own.update(self._init_state(p, group))  # nothing has been learned yet
+                    own.update(self.init_state(p, group))  # nothing has been learned yet
                 own.update({n: own[n].to(wanted[n].dtype) for n in stale})
             right.add((p.dtype, own[name].dtype))
 
@@ -353,7 +353,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _shared(self) -> SimpleNamespace:
         first = self.param_groups[0]
-        return SimpleNamespace(**{name: first[name] for name in self._init_shared()})
+        return SimpleNamespace(**{name: first[name] for name in self.init_shared()})
 
     def _share(self, **values: Any) -> None:
         for group in self.param_groups:
@@ -406,27 +406,6 @@ class Optimizer(torch.optim.Optimizer):
                 past = "; did a schedule run past its end?" if str(error).startswith("lr=") else ""
                 raise ValueError(f"parameter group {number}: {error}{past}") from None
             checked[number] = [group[name] for name in names]
-
-
-def squared_norms(p: Tensor, t: Tensor) -> tuple[Tensor]:
-    """Kernel: the squared norm of what belongs to each parameter, such as its gradient."""
-    return (squared_norm(t),)
-
-
-def full_like(p: Tensor, value: float) -> Tensor:
-    """A state tensor like ``p``: in float32 where ``p`` is in half precision, else in its own."""
-    fill = complex(value, value) if p.is_complex() else value
-    return torch.full_like(p, fill, dtype=torch.float32 if p.dtype in HALF else None, requires_grad=False)
-
-
-def zeros_like(p: Tensor) -> Tensor:
-    """The same, of zeros."""
-    return full_like(p, 0.0)
-
-
-def scalar_like(p: Tensor) -> Tensor:
-    """A zero of a tensor's own, in the precision of its state: 0-D and real."""
-    return torch.zeros((), dtype=torch.float32 if p.dtype in HALF else p.real.dtype, device=p.device)
 
 
 def within(cls: type, method: str) -> Any:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._engine.run import clean
-from ._optimizer import Optimizer, Params, squared_norms, zeros_like
+from ._optimizer import Optimizer, Params
 from ._shards import size
+from .kernels import clean, squared_norms, zeros_like
 
 BELOW_ONE = 1 - 2**-24  # the largest momentum that a callable schedule may give
 
@@ -138,14 +138,14 @@ class CoolMomentum(Optimizer):
         )
         super().__init__(params, {**settings, **decay, **run})
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"displacement": zeros_like(p)}
 
-    def _init_shared(self) -> dict[str, Any]:
-        return {"step": 0.0, **super()._init_shared()}  # one counter: a tensor that comes late is as cold as the rest
+    def init_shared(self) -> dict[str, Any]:
+        return {"step": 0.0, **super().init_shared()}  # one counter: a tensor that comes late is as cold as the rest
 
-    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
-        ok = self._finite(groups) if groups[0].skip_nonfinite else None
+    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+        ok = self.finite(groups) if groups[0].skip_nonfinite else None
         move = None if ok is None else ok.to(shared.step.dtype)  # 0 or 1
         for t in groups:
             rho = _momentum(t)
@@ -156,7 +156,7 @@ class CoolMomentum(Optimizer):
             coupled = a * t.weight_decay if t.weight_decay and not t.decoupled else None
             shrink = 1 - shrunk if t.weight_decay and t.decoupled else None
             kernel_scalars = dict(rho=rho, a=a, coupled=coupled, shrink=shrink, move=move, ok=ok)
-            self._each(cool_, t, t.grads, t.displacement, **kernel_scalars)
+            self.each(cool_, t, t.grads, t.displacement, **kernel_scalars)
         shared.step.add_(1 if move is None else move)
         if ok is not None:
             shared.skipped.add_(~ok)
@@ -221,12 +221,12 @@ class CoolMomentum(Optimizer):
     @property
     def rescaled_temperature(self) -> Tensor:
         """Mean square of the latest displacement over the parameters: the temperature times lr. One pass over them."""
-        return self._mean(lambda t: self._sums(squared_norms, t, t.displacement)[0])
+        return self._mean(lambda t: self.sums(squared_norms, t, t.displacement)[0])
 
     @property
     def kinetic_temperature(self) -> Tensor:
         """Mean square of the latest displacement divided by lr, in units of the loss. Holds the drift too. One pass."""
-        return self._mean(lambda t: self._sums(squared_norms, t, t.displacement)[0] / t.lr)
+        return self._mean(lambda t: self.sums(squared_norms, t, t.displacement)[0] / t.lr)
 
     @property
     def virial_temperature(self) -> Tensor:
@@ -237,7 +237,7 @@ class CoolMomentum(Optimizer):
 
         def work(t: SimpleNamespace) -> Tensor:
             coupled, shrink = (0.0, 1 - t.lr * t.weight_decay) if t.decoupled else (t.weight_decay, 1.0)
-            return self._sums(_virial, t, t.grads, t.displacement, weight_decay=coupled, shrink=shrink)[0]
+            return self.sums(_virial, t, t.grads, t.displacement, weight_decay=coupled, shrink=shrink)[0]
 
         return self._mean(work, graded=True)
 

@@ -22,8 +22,9 @@ from fallline._engine import cache as _cache
 from fallline._engine import fused as _fused
 from fallline._engine import run as _foreach
 from fallline._engine import triton as _triton
-from fallline._engine.run import dot, run, squared_norm
+from fallline._engine.run import run
 from fallline._engine.tape import AFTER, BEFORE, INSIDE, Column, record
+from fallline.kernels import dot, squared_norm
 
 HERE = Path(__file__).parents[1] / "helpers"
 F32, F64 = torch.float32, torch.float64

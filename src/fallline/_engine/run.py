@@ -48,22 +48,6 @@ def run(
     return launch(kernel, lists, scalars, salt, eager) if fused else eager(lists)
 
 
-def squared_norm(t: Tensor) -> Tensor:
-    """Sum of squares, without a temporary of the tensor's size; infinite where it overflows ``t``'s precision."""
-    norm: Tensor = torch.linalg.vector_norm(t)
-    return norm.square()
-
-
-def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products, without a temporary of the tensors' size."""
-    return torch.dot(a.flatten(), b.flatten())
-
-
-def clean(g: Tensor, ok: Tensor | None) -> Tensor:
-    """The gradient, or zeros if ``ok`` (0-D bool) is false: a coefficient of 0 would not undo a NaN."""
-    return g if ok is None else torch.where(ok, g, 0.0)
-
-
 def stochastically(t: Tensor, salt: Tensor) -> Tensor:
     """Float32 rounded to a neighbour in bfloat16, up or down, so that the expectation over salts is ``t`` itself.
 

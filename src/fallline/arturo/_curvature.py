@@ -8,7 +8,7 @@ for; what a multiplier's step would be long; and the step.
 import torch
 from torch import Tensor
 
-from .._engine.run import clean
+from ..kernels import clean
 from ._trust_region import TINY
 
 HUGE = 1e18  # gradients above have a square that float32 does not hold

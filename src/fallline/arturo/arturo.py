@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._optimizer import Optimizer, Params, full_like, scalar_like, zeros_like
+from .._optimizer import Optimizer, Params
+from ..kernels import full_like, scalar_like, zeros_like
 from . import _curvature
 from ._trust_region import Moments, TrustRegion, join
 
@@ -204,7 +205,7 @@ class ArTuRO(Optimizer):
         if settings["solver"] == "newton" and floor < least:
             raise ValueError(f"curvature_floor={floor!r} is outside its range: a number in [{least!r}, inf)")
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         precision, intercept = full_like(p, 1 / group["var_init"]), zeros_like(p)
         if group["curvature"] == "second-moment":
             return {
@@ -224,11 +225,11 @@ class ArTuRO(Optimizer):
             "started": scalar_like(p),
         }
 
-    def _init_shared(self) -> dict[str, Any]:
-        return {"multiplier": -1.0, **super()._init_shared()}  # the bisection starts from the last one
+    def init_shared(self) -> dict[str, Any]:
+        return {"multiplier": -1.0, **super().init_shared()}  # the bisection starts from the last one
 
-    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
-        ok = self._finite(groups) if groups[0].skip_nonfinite else None
+    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+        ok = self.finite(groups) if groups[0].skip_nonfinite else None
         one, sums = groups[0], []
         by_moments = one.solver == "newton" and not one.newton_iters
         secular, move_ = KERNELS[one.curvature]
@@ -248,7 +249,7 @@ class ArTuRO(Optimizer):
 
         def at(own: Tensor) -> tuple[Tensor, Tensor]:
             parts = zip(groups, own.split(region.sizes), strict=True)
-            rows = [self._sums(secular, t, *t.model, part, **t.known) for t, part in parts]
+            rows = [self.sums(secular, t, *t.model, part, **t.known) for t, part in parts]
             squares, cubes = map(join, zip(*rows, strict=True))
             return squares, cubes
 
@@ -266,7 +267,7 @@ class ArTuRO(Optimizer):
         squares: list[Tensor] = []
         for t, own, by in zip(groups, region.own(eta).split(region.sizes), scale.split(region.sizes), strict=True):
             run = dict(kappa=t.reg_weight, nu=t.nu, ok=ok, **t.known)
-            squares += self._sums(move_, t, *t.model, own, by, **run)
+            squares += self.sums(move_, t, *t.model, own, by, **run)
         multiplier = eta.amax()
         shared.multiplier.copy_(multiplier if ok is None else torch.where(ok, multiplier, shared.multiplier))
         self._solution = region.each(eta), region.each(region.over(torch.sum, join(squares) / 2))
@@ -277,7 +278,7 @@ class ArTuRO(Optimizer):
         noises = dict(q=t.process_noise, q_quad=quad, r=t.measurement_noise)
         start = t.curvature_init if t.intercept_init == "centred" else None
         state = (t.precision, t.slope, t.intercept, t.p00, t.p01, t.p11, t.started)
-        sums = self._sums(_curvature.rls_observe_, t, t.grads, *state, maxima=3, start=start, **noises, **scalars)
+        sums = self.sums(_curvature.rls_observe_, t, t.grads, *state, maxima=3, start=start, **noises, **scalars)
         had, ok = torch.stack(t.started), scalars["ok"]
         now = torch.ones_like(had) if ok is None else had.maximum(ok.to(had.dtype))
         torch._foreach_copy_(t.started, now.unbind())
@@ -300,7 +301,7 @@ class ArTuRO(Optimizer):
         if ok is not None:
             gain, share = gain * ok, share * ok
         lists = (t.grads, t.precision, t.second_moment, t.intercept, gain, share)
-        return self._sums(_curvature.second_moment_observe_, t, *lists, maxima=3, **scalars)
+        return self.sums(_curvature.second_moment_observe_, t, *lists, maxima=3, **scalars)
 
     # -- readings: what the last step found, one number a constraint: 0-D, or [groups] or [tensors] with ``scope`` ----
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
-from .._engine.run import clean, squared_norm
 from .._loss import Attachment, LossAware, all_zero, leave_no_trace
-from .._optimizer import Params, squared_norms
+from .._optimizer import Params
 from .._shards import gather_anew
+from ..kernels import clean, squared_norm, squared_norms
 
 Target = float | str | Callable[[Tensor], Tensor]
 
@@ -126,7 +126,7 @@ class KOALA(LossAware):
         self._share(stage="filtered")
         self._opt_called = True  # what step() would tell learning-rate schedulers
 
-    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
         self._expect("step", "resting", "predicted")
         moments = self._moments(shared.measurement_noise, loss)
         if moments is None:
@@ -199,9 +199,9 @@ class KOALA(LossAware):
         """Set ``t.S``, innovation variances [tensors]; return squared norms of gradients and, if decayed, weights."""
         p2: Tensor | float = 0.0
         if t.weight_decay:
-            g2, t.h2, p2 = self._sums(norms, t, t.grads, weight_decay=t.weight_decay)
+            g2, t.h2, p2 = self.sums(norms, t, t.grads, weight_decay=t.weight_decay)
         else:
-            (t.h2,) = self._sums(squared_norms, t, t.grads)
+            (t.h2,) = self.sums(squared_norms, t, t.grads)
             g2 = t.h2
         t.S = getattr(shared, self._variance) * t.h2 + R
         return g2, p2
@@ -282,11 +282,11 @@ class KOALA(LossAware):
         R: Tensor = self.param_groups[0]["measurement_noise"]
         return R
 
-    def _init_shared(self) -> dict[str, Any]:
+    def init_shared(self) -> dict[str, Any]:
         r = self.defaults["r"]
         R = 1.0 if r is None else float(r)
         shared = {"measurement_noise": R, "lowest": 0.0, "loss_mean": 0.0, "loss_variance": 0.0}
-        return {**shared, "stage": "resting", "evaluating": False, **super()._init_shared()}
+        return {**shared, "stage": "resting", "evaluating": False, **super().init_shared()}
 
     def _expect(self, verb: str, *stages: str) -> str:
         stage: str = self.param_groups[0]["stage"]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
-from .._engine.run import clean, dot, squared_norm
-from .._optimizer import Params, scalar_like, zeros_like
+from .._optimizer import Params
 from .._shards import gathered, local, part, size
+from ..kernels import clean, dot, scalar_like, squared_norm, zeros_like
 from .base import EPS, KOALA, TINY, Target
 
 Metric = str | Callable[[Tensor], Tensor]
@@ -225,14 +225,14 @@ class MetricKOALA(KOALA):
 
     # -- state ------------------------------------------------------------------------------------------------
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = {"momentum": zeros_like(p), "step": scalar_like(p)}
         if _kind(p, group["metric"]) == "adam":
             state["second_moment"] = zeros_like(p)
         return state
 
-    def _init_shared(self) -> dict[str, Any]:
-        shared = super()._init_shared()
+    def init_shared(self) -> dict[str, Any]:
+        shared = super().init_shared()
         return shared if self.defaults["r"] is not None else {**shared, "measurement_noise": 0.0}
 
     def _groups(self, select: Callable[[Tensor], bool]) -> list[SimpleNamespace]:
@@ -275,7 +275,7 @@ class MetricKOALA(KOALA):
         if one["skip_nonfinite"]:
             ok = (mean + mean_square + innovation + R).isfinite()
             if groups:
-                ok = ok & self._finite(groups)
+                ok = ok & self.finite(groups)
             shared.skipped.add_(~ok)
 
         rates = [(torch.ones_like(mean) * t.lr).reshape(()) for t in groups]
@@ -316,12 +316,12 @@ class MetricKOALA(KOALA):
             t.unbias2 = 1 / (1 - t.beta2**count)
             t.known["eps"] = t.eps
             shares = dict(share=share, share2=(1 - t.beta2) * counted, ok=ok)
-            self._each(average_twice_, t, t.grads, t.momentum, t.second_moment, **shares)
-            (each,) = self._sums(adam_slope, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **t.known)
+            self.each(average_twice_, t, t.grads, t.momentum, t.second_moment, **shares)
+            (each,) = self.sums(adam_slope, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **t.known)
             return each.sum()
-        self._each(average_, t, t.grads, t.momentum, share=share, ok=ok)
+        self.each(average_, t, t.grads, t.momentum, share=share, ok=ok)
         if t.kind == "identity":
-            return self._sums(length, t, t.grads, t.momentum, t.unbias, **t.known)[0].sum()
+            return self.sums(length, t, t.grads, t.momentum, t.unbias, **t.known)[0].sum()
         direction = orthogonalized if t.metric == "orthogonal" else t.metric
         t.directions, slopes = [], []
         for p, g, m, unbias in zip(t.owners, t.grads, t.momentum, t.unbias, strict=True):
@@ -334,11 +334,11 @@ class MetricKOALA(KOALA):
     def _walk(self, t: SimpleNamespace, distance: Tensor, shrink: Tensor, ok: Tensor | None) -> None:
         far = dict(distance=distance, shrink=shrink)
         if t.kind == "whole":
-            self._each(move_along_, t, t.directions, **far)
+            self.each(move_along_, t, t.directions, **far)
         elif t.kind == "adam":
-            self._each(adam_move_, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **far, **t.known)
+            self.each(adam_move_, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **far, **t.known)
         else:
-            self._each(move_, t, t.grads, t.momentum, t.unbias, **far, **t.known)
+            self.each(move_, t, t.grads, t.momentum, t.unbias, **far, **t.known)
 
 
 class OrthogonalKOALA(MetricKOALA):

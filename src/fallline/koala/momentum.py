@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .._engine.run import squared_norm
-from .._optimizer import Params, zeros_like
+from .._optimizer import Params
 from .._shards import size
+from ..kernels import squared_norm, zeros_like
 from .base import KOALA, Target, penalized
 
 AVERAGING = 0.1  # of the mean weights and of their process noise (the authors' 1 - 0.9)
@@ -166,7 +166,7 @@ class MomentumKOALA(KOALA):
         qx: Tensor = self.param_groups[0]["process_noise"]
         return qx
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = {"velocity": zeros_like(p)}
         if group["q_rule"] != "fixed":
             state["average"] = zeros_like(p)
@@ -181,10 +181,10 @@ class MomentumKOALA(KOALA):
     def _listed(self, p: Tensor) -> Iterable[str]:
         return [name for name in self.state[p] if name != "predicted"]  # a parameter that thaws meanwhile has none
 
-    def _init_shared(self) -> dict[str, Any]:
+    def init_shared(self) -> dict[str, Any]:
         d = self.defaults
         start = {"p11": d["sw"], "p12": d["sc"], "p22": d["sv"], "process_noise": d["qw"], "spread": 0.0}
-        return {**{name: float(value) for name, value in start.items()}, **super()._init_shared()}
+        return {**{name: float(value) for name, value in start.items()}, **super().init_shared()}
 
     @torch.no_grad()
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ class MomentumKOALA(KOALA):
 
     def _predict(self) -> None:
         for t in self._groups(lambda p: p in self.state):
-            self._each(drift_, t, t.velocity)
+            self.each(drift_, t, t.velocity)
         super()._predict()
 
     def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
@@ -221,7 +221,7 @@ class MomentumKOALA(KOALA):
         rest = self._groups(lambda p: p.grad is None and p in self.state)
         if not stepping:  # predict() moved all parameters that have a velocity
             for group in rest:
-                self._each(decay_, group, group.velocity, a=decay)
+                self.each(decay_, group, group.velocity, a=decay)
 
         adaptive = self.param_groups[0]["q_rule"] != "fixed"
         squared_distances: list[Tensor] = []
@@ -230,9 +230,9 @@ class MomentumKOALA(KOALA):
             scalars = dict(weight_decay=group.weight_decay or None, a=decay, move=move, ok=ok)
             if adaptive:
                 lists += [group.average, AVERAGING * group.treated.to(t.dtype)]
-                squared_distances += self._sums(correct_and_drift_, group, *lists, **scalars)
+                squared_distances += self.sums(correct_and_drift_, group, *lists, **scalars)
             else:
-                self._each(correct_and_drift_, group, *lists, **scalars)
+                self.each(correct_and_drift_, group, *lists, **scalars)
         if adaptive:
             squared_distances += self._squared_distances(rest, drifted=1.0 if stepping else 0.0)
             total = torch.cat(squared_distances).sum() if squared_distances else shared.spread
@@ -247,7 +247,7 @@ class MomentumKOALA(KOALA):
 
     def _squared_distances(self, groups: list[SimpleNamespace], drifted: float) -> list[Tensor]:
         """Squared distance of each filtered tensor to its running average; ``drifted`` is 1 at the predicted point."""
-        return [self._sums(squared_distance, t, t.velocity, t.average, drifted=drifted)[0] for t in groups]
+        return [self.sums(squared_distance, t, t.velocity, t.average, drifted=drifted)[0] for t in groups]
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -260,7 +260,7 @@ class MomentumKOALA(KOALA):
         for p, state in self.state.items():
             state["predicted"] = p.detach().clone()
         for t in self._groups(lambda p: p in self.state):
-            self._each(retreat_, t, t.velocity)
+            self.each(retreat_, t, t.velocity)
         self._share(evaluating=True)
 
     @torch.no_grad()
@@ -268,7 +268,7 @@ class MomentumKOALA(KOALA):
         if self.param_groups[0]["evaluating"]:
             # A checkpoint's loader may not bring the copies; parameters that joined meanwhile have a velocity of zero.
             for t in self._groups(lambda p: p in self.state and "predicted" not in self.state[p]):
-                self._each(drift_, t, t.velocity)
+                self.each(drift_, t, t.velocity)
             for p, state in self.state.items():
                 if "predicted" in state:
                     p.copy_(state.pop("predicted"))

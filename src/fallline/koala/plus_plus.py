@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._engine.run import dot, squared_norm
-from .._optimizer import Params, scalar_like, zeros_like
+from .._optimizer import Params
+from ..kernels import dot, scalar_like, squared_norm, zeros_like
 from .base import KOALA, Target, penalized
 
 
@@ -112,14 +112,14 @@ class KOALAPlusPlus(KOALA):
         )
         super().__init__(params, {**model, **run})
 
-    def _init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         # S is 0 until the first step
         return {"product": zeros_like(p), "gradient": zeros_like(p), "innovation_variance": scalar_like(p)}
 
     def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor | float]:
         q, decay = t.q, t.weight_decay or None
         t.last_S = torch.stack(t.innovation_variance).to(R.dtype)
-        hh, hH, hv, HH, Hv, *more = self._sums(products, t, t.grads, t.product, t.gradient, weight_decay=decay)
+        hh, hH, hv, HH, Hv, *more = self.sums(products, t, t.grads, t.product, t.gradient, weight_decay=decay)
         g2, p2 = more or (hh, 0.0)
 
         # A tensor's first step takes its own gradient as the last one too: H = h, v = sigma h (a virtual measurement).
@@ -146,4 +146,4 @@ class KOALAPlusPlus(KOALA):
             torch._foreach_copy_(t.innovation_variance, torch.where(t.treated, t.S, t.last_S).unbind())
             of_v, of_h, of_H = (torch.where(t.treated, x, y) for x, y in ((t.of_v, 1.0), (t.of_h, 0.0), (t.of_H, 0.0)))
             lists = (t.grads, t.product, t.gradient, of_v, of_h, of_H, t.c, t.treated)
-            self._each(correct_, t, *lists, q=t.q, weight_decay=t.weight_decay or None, ok=ok)
+            self.each(correct_, t, *lists, q=t.q, weight_decay=t.weight_decay or None, ok=ok)

@@ -97,8 +97,8 @@ class VanillaKOALA(KOALA):
         P: Tensor = self.param_groups[0]["covariance"]
         return P
 
-    def _init_shared(self) -> dict[str, Any]:
-        return {"covariance": float(self.defaults["sigma"]), **super()._init_shared()}
+    def init_shared(self) -> dict[str, Any]:
+        return {"covariance": float(self.defaults["sigma"]), **super().init_shared()}
 
     def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
         q = self.param_groups[0]["q"]
@@ -110,7 +110,7 @@ class VanillaKOALA(KOALA):
         for group in groups:
             coupled = group.weight_decay_mode == "coupled" and group.weight_decay
             decay = group.weight_decay if coupled else None
-            self._each(correct_, group, group.grads, group.c * P, weight_decay=decay, ok=ok)
+            self.each(correct_, group, group.grads, group.c * P, weight_decay=decay, ok=ok)
         P.mul_(contraction)
         if stepping:
             self._predict_covariance(shared, ok)

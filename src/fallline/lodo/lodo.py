@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .._checkpoint import refuse
-from .._engine.run import call, clean
+from .._engine.run import call
 from .._optimizer import Optimizer, Params, _inside, _precision
 from .._shards import part, size, whole
+from ..kernels import clean
 from ._memory import free_memory
 from ._preconditioners import KINDS, Preconditioner
 
@@ -186,8 +187,8 @@ class LODO(Optimizer):
 
     # -- the step ---------------------------------------------------------------------------------------------
 
-    def _update(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
-        ok = self._finite(groups) if groups[0].skip_nonfinite else None
+    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+        ok = self.finite(groups) if groups[0].skip_nonfinite else None
         if ok is not None:
             shared.skipped.add_(~ok)
         networks = self._networks()
@@ -200,7 +201,7 @@ class LODO(Optimizer):
                     directions.update(zip(net.parameters, pieces, strict=True))
             lr = t.lr if ok is None else ok.to(_precision(ok.device)) * t.lr
             shrink = 1 - lr * t.weight_decay if t.weight_decay else None
-            self._each(move_, t, [part(directions[p], p) for p in t.owners], shrink=shrink, lr=lr)
+            self.each(move_, t, [part(directions[p], p) for p in t.owners], shrink=shrink, lr=lr)
 
     def _learn_and_average(self, net: Preconditioner, t: SimpleNamespace, ok: Tensor | None) -> Tensor:
         """Theta's step and the momentum's; returns the momentum of the members that have a gradient."""

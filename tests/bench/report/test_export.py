@@ -23,9 +23,10 @@ from fallline.bench.race.store import Store
 from fallline.bench.report import export as exports
 from fallline.bench.report import prints
 from fallline.bench.report.export import export
-from fallline.bench.report.figures import COLOURS
+from fallline.bench.report.looks import COLOURS, lines
 from fallline.bench.report.page import page_name
 from fallline.bench.report.summary import summary
+from fallline.bench.report.tables import escaped
 
 EVIL = "=cmd|'/c calc'!A1 <b>*bold*</b> `$x_1$` &amp; [a](b)\n# 1. head"
 
@@ -303,7 +304,7 @@ def test_markdown_shows_any_name_as_it_is(single, tmp_path):
     "name", ["1. a", "12) a", "- a", "+ a", "=== a", "# a", "> a", "* a", "0.1.0", "a_b_c", "~~~ a"]
 )
 def test_a_name_at_the_start_of_a_line_is_text(name):
-    tokens = MarkdownIt("commonmark").parse(exports.escaped(name))
+    tokens = MarkdownIt("commonmark").parse(escaped(name))
     assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
     assert "".join(child.content for child in tokens[1].children) == name
 
@@ -400,10 +401,11 @@ def test_strangers_look_like_no_one_else_and_ours_are_whole(single):
     about = {True: {"label": "x", "ours": True}, False: {"label": "x", "ours": False}}
     names = [*COLOURS, *(f"sgd@{i}" for i in range(9)), *(f"koala-m#{i}" for i in range(9))]
     entries = [dataclasses.replace(part.entries[0], name=n, about=about["koala" in n]) for n in names]
-    looks = prints.looks(dataclasses.replace(single, parts=[dataclasses.replace(part, entries=entries)]))
-    assert len({(look.colour, look.marker) for look in looks.values()}) == len(names)
-    assert all((looks[n].stroke == "-") == ("koala" in n) for n in names)
-    assert all(looks[n].colour == COLOURS[n][0] for n in COLOURS)
+    looks = lines(dataclasses.replace(single, parts=[dataclasses.replace(part, entries=entries)]))
+    drawn = {name: prints.stroke(line) for name, line in looks.items()}
+    assert len({(one["color"], one["marker"]) for one in drawn.values()}) == len(names)
+    assert all((drawn[n]["linestyle"] == "-") == ("koala" in n) for n in names)
+    assert all(drawn[n]["color"] == COLOURS[n][0] for n in COLOURS)
 
 
 def test_a_figure_takes_any_name(single):

@@ -21,6 +21,7 @@ from fallline.bench.protocol.design import Design
 from fallline.bench.race.store import Entry, Race, Store
 from fallline.bench.report import figures
 from fallline.bench.report import page as report
+from fallline.bench.report.looks import COLOURS, DARK, EITHER, LIGHT, SPARE_COLOURS, coloured, lines, palette
 from fallline.bench.runs.loop import Outcome, Run
 
 
@@ -266,7 +267,7 @@ def test_times_to_target_are_medians_with_the_seeds_that_reached_it(store):
 
 
 def test_the_figures_are_the_records(held):
-    drawn = report.draw(held, figures.lines(held))
+    drawn = report.draw(held, lines(held))
     leader = held.parts[0].entries[0]
     line = next(trace for trace in drawn["0: validation loss by steps"]["data"] if trace.get("name") == leader.label)
     finals = [outcome.curve["validation loss"][-1] for outcome in leader.finished.values()]
@@ -288,7 +289,7 @@ def test_the_figures_are_the_records(held):
 
 def test_against_every_axis_a_curve_ends_where_its_seeds_do(store):
     found = stage(store, {"sgd": spaced(0.5), "adamw": [*spaced(0.4, 7), None]})
-    looks = figures.lines(found)
+    looks = lines(found)
     for axis, end in (("steps", 100), ("gradient evaluations", 100), ("CPU seconds", 1.7), ("wall seconds", 3.4)):
         figure = figures.curves(found.parts[0], looks, "validation loss", axis)
         assert figure["layout"]["xaxis"]["title"]["text"] == axis
@@ -362,20 +363,20 @@ def test_an_extension_of_the_range_is_shaded_and_shown_whole():
 
 def test_targets_are_drawn_and_those_close_together_share_a_name(store):
     found = stage(store, {"sgd": spaced(0.5), "adamw": spaced(0.6)})
-    layout = figures.curves(found.parts[0], figures.lines(found), "validation loss")["layout"]
+    layout = figures.curves(found.parts[0], lines(found), "validation loss")["layout"]
     assert [shape["y0"] for shape in layout["shapes"]] == pytest.approx(list(found.parts[0].targets.values()))
     assert [note["text"] for note in layout["annotations"]] == ["50 %", "80 %", "95 %", "100 %"]
     tall = stage(store, {"sgd": spaced(0.5), "adamw": spaced(3e4)}, name="tall")
-    layout = figures.curves(tall.parts[0], figures.lines(tall), "validation loss")["layout"]
+    layout = figures.curves(tall.parts[0], lines(tall), "validation loss")["layout"]
     assert [note["text"] for note in layout["annotations"]] == ["50 %<br>80 %<br>95 %<br>100 %"]
-    train = figures.curves(found.parts[0], figures.lines(found), "train loss")["layout"]
+    train = figures.curves(found.parts[0], lines(found), "train loss")["layout"]
     assert "shapes" not in train
 
 
 def test_a_profile_s_stairs_stand_on_its_shares(store):
     found = stage(store, {"sgd": spaced(0.5), "adamw": spaced(0.4), "koala-m": spaced(0.3)}, tasks=("hill", "dale"))
     (across,) = found.across
-    figure = figures.profile(across, figures.lines(found))
+    figure = figures.profile(across, lines(found))
     for name, (mean, _, _) in across.profiles.items():
         line = next(trace for trace in figure["data"] if trace["meta"] == name and "name" in trace)
         stairs = dict(zip(line["x"], line["y"], strict=True))  # of two at one time, the later and higher
@@ -389,24 +390,24 @@ def test_a_profile_s_stairs_stand_on_its_shares(store):
 
 
 def test_every_colour_is_known_on_every_ground(held):
-    looks = figures.lines(held)
-    for face in (figures.LIGHT, figures.DARK, figures.EITHER):
+    looks = lines(held)
+    for face in (LIGHT, DARK, EITHER):
         for figure in report.draw(held, looks).values():
-            painted = json.dumps(figures.coloured(figure, figures.palette(looks, face)))
+            painted = json.dumps(coloured(figure, palette(looks, face)))
             assert '"@' not in painted
             assert all(len(colour) in (7, 9) for colour in re.findall(r"#[0-9a-f]+", painted))
 
 
 def test_every_contender_has_a_colour_of_its_own_and_no_spare_one():
-    assert set(figures.COLOURS) == set(CONTENDERS)
-    for face in (figures.LIGHT, figures.DARK, figures.EITHER):
-        colours = [faces[face] for faces in (*figures.COLOURS.values(), *figures.SPARE_COLOURS)]
+    assert set(COLOURS) == set(CONTENDERS)
+    for face in (LIGHT, DARK, EITHER):
+        colours = [faces[face] for faces in (*COLOURS.values(), *SPARE_COLOURS)]
         assert len(set(colours)) == len(colours)
 
 
 def test_twenty_strangers_all_look_different(store):
     names = [*CONTENDERS, *(f"sgd#{i}" for i in range(2, 12)), *(f"koala-m#{i}" for i in range(2, 12))]
-    looks = figures.lines(stage(store, {name: [0.5] for name in names}))
+    looks = lines(stage(store, {name: [0.5] for name in names}))
     assert set(looks) == set(names)
     assert len({(line.colour, line.dash) for line in looks.values()}) == len(names)
     assert all(looks[name].dash == "solid" for name in CONTENDERS if CONTENDERS[name].ours)
@@ -415,7 +416,7 @@ def test_twenty_strangers_all_look_different(store):
 def test_an_optimizer_looks_the_same_beside_an_earlier_race(store):
     now = stage(store, {"sgd": [0.5], "radam": [0.4]})
     then = stage(store, {"sgd": [0.5], "adamax": [0.4], "radam": [0.4]}, name="then")
-    looks = figures.lines(now, then)
+    looks = lines(now, then)
     assert set(looks) == {"sgd", "radam", "adamax"}
     assert len({line.colour for line in looks.values()}) == 3
 

@@ -21,6 +21,7 @@ from fallline.bench.protocol.design import run_seed
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.report.prints import as_png, draw
 from fallline.bench.report.summary import summary
+from fallline.bench.report.tables import escaped, markdown_row
 from fallline.bench.runs.loop import Outcome
 
 FORMATS = ("md", "csv", "parquet", "png")
@@ -74,7 +75,7 @@ def markdown(results: Results) -> str:
         lines += ["", *_across_lines(results, across)]
     lines += ["", "## How to repeat it", "", *_fenced(str(setting.get("command", ""))), ""]
     lines += [f"Race {escaped(race.id)}, begun {escaped(race.started_at)}.", "", "| with | |", "| --- | --- |"]
-    lines += [_row([escaped(name), escaped(value)]) for name, value in setting.get("environment", {}).items()]
+    lines += [markdown_row([escaped(name), escaped(value)]) for name, value in setting.get("environment", {}).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +102,7 @@ def _part_lines(part: Comparison) -> list[str]:
     headings += ["CPU time × SGD"] if shown["cpu"] else []
     lines = [f"## {escaped(part.task)}, {'shipped settings' if shipped else 'tuned'}", ""]
     lines += [f"{escaped(str(part.about['summary']))}.", ""] if part.about.get("summary") else []
-    lines += [_row([*headings, "settings"]), _row(["---"] * (len(headings) + 1))]
+    lines += [markdown_row([*headings, "settings"]), markdown_row(["---"] * (len(headings) + 1))]
     for entry in part.entries:
         share = entry.measure("accuracy")
         label = escaped(entry.label)
@@ -110,7 +111,9 @@ def _part_lines(part: Comparison) -> list[str]:
         row += _verdict_cells(part, entry) if shown["against"] else []
         row += [f"{entry.lost_trials}/{len(entry.trials)}"] if shown["trials"] else []
         row += [number(entry.relative_cpu)] if shown["cpu"] else []
-        lines.append(_row([*row, escaped(describe(entry.chosen)) if entry.chosen else "shipped" if shipped else "–"]))
+        lines.append(
+            markdown_row([*row, escaped(describe(entry.chosen)) if entry.chosen else "shipped" if shipped else "–"])
+        )
     lines += ["", _caption(part)]
     notes = [f"{escaped(name)} was left out: {escaped(excuse)}." for name, excuse in part.left_out.items()]
     notes += [f"{escaped(e.label)}: {escaped(alarm.text)}." for e in part.entries for alarm in e.alarms]
@@ -155,26 +158,16 @@ def _across_lines(results: Results, across: Aggregate) -> list[str]:
     """What the tasks of a track say together."""
     labels = {entry.name: entry.label for part in results.parts for entry in part.entries}
     lines = [f"## All tasks, {'shipped settings' if across.track == 'defaults' else 'tuned'}", ""]
-    lines += [_row(["optimizer", "loss above the baseline's, % of the way", "probability of improvement"])]
-    lines += [_row(["---"] * 3)]
+    lines += [markdown_row(["optimizer", "loss above the baseline's, % of the way", "probability of improvement"])]
+    lines += [markdown_row(["---"] * 3)]
     for name, iqm in across.iqm.items():
-        lines.append(_row([escaped(labels[name]), spread(iqm, TENTHS), spread(across.improvement[name])]))
+        lines.append(markdown_row([escaped(labels[name]), spread(iqm, TENTHS), spread(across.improvement[name])]))
     told = (
         f"Over {listed([*map(escaped, across.tasks)])}, with 95 % intervals. The first is the interquartile mean over"
         " all runs, in per cent of the way from the initial to the best loss of each task; the second is the chance"
         " that a run has a lower loss than one of the task's baseline."
     )
     return [*lines, "", told]
-
-
-def escaped(text: str) -> str:
-    """Text in one line that Markdown shows as it is, in a table too."""
-    text = re.sub(r"([\\`*_{}\[\]<>|#~$&!@])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda start: f"{start[0][:-1]}\\{start[0][-1]}", text)  # else a list
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _fenced(text: str) -> list[str]:

@@ -18,6 +18,7 @@ from fallline.bench.protocol.design import title
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.protocol.verdict import Verdict, Word, descriptive
 from fallline.bench.report import figures
+from fallline.bench.report.looks import DARK, LIGHT, Figure, Line, lines, palette
 from fallline.bench.report.summary import caution, cost, verdicts
 
 PICTURE_SIZE = (800, 380)
@@ -50,7 +51,7 @@ def page_name(results: Results) -> str:
 
 def page(results: Results, before: Results | None = None) -> str:
     """The report as HTML: text, styles, data, and Plotly itself; with an earlier race, what has changed since."""
-    looks = figures.lines(results, *([before] if before else []))
+    looks = lines(results, *([before] if before else []))
     drawn = draw(results, looks)
     return fill(
         "report.html",
@@ -70,12 +71,12 @@ def page(results: Results, before: Results | None = None) -> str:
         costs=[*caution(results), *cost(results)],
         runs=sum(len(entry.runs) for part in results.parts for entry in part.entries),
         unsteady=UNSTEADY,
-        light=figures.palette(looks, figures.LIGHT),
-        dark=figures.palette(looks, figures.DARK),
+        light=palette(looks, LIGHT),
+        dark=palette(looks, DARK),
     )
 
 
-def fill(template: str, plots: Mapping[str, figures.Figure], **values: Any) -> str:
+def fill(template: str, plots: Mapping[str, Figure], **values: Any) -> str:
     """A page with its figures by name. `light` and `dark` among the values are the colours of their tokens."""
     templates = Environment(
         loader=PackageLoader("fallline.bench.report"),
@@ -102,9 +103,9 @@ def fill(template: str, plots: Mapping[str, figures.Figure], **values: Any) -> s
     return templates.get_template(template).render(**values, figures=_script_json(plots), plotly=get_plotlyjs())
 
 
-def draw(results: Results, looks: Mapping[str, figures.Line]) -> dict[str, figures.Figure]:
+def draw(results: Results, looks: Mapping[str, Line]) -> dict[str, Figure]:
     """The figures that this race has data for, by name: those of the i-th part begin with `i: `."""
-    drawn: dict[str, figures.Figure | None] = {}
+    drawn: dict[str, Figure | None] = {}
     for i, across in enumerate(results.across):
         drawn[f"profile {i}"] = figures.profile(across, looks)
     for i, part in enumerate(results.parts):
@@ -193,7 +194,7 @@ def write_picture(results: Results, path: Path) -> None:
     put(path, drawn)
 
 
-def picture_size(picture: figures.Figure) -> tuple[int, int]:
+def picture_size(picture: Figure) -> tuple[int, int]:
     """Width and height in CSS pixels, so high that all names find room."""
     width, height = PICTURE_SIZE
     margin = picture["layout"]["margin"]

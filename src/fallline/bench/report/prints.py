@@ -15,7 +15,8 @@ from fallline.bench.common.files import stem
 from fallline.bench.common.names import needed
 from fallline.bench.protocol.comparison import PROFILE_LEVEL, TAUS, Comparison, ContenderResult, Results, highest_drawn
 from fallline.bench.protocol.stats import band, censored_median, performance_profile
-from fallline.bench.report.figures import COLOURS, DASHES, SPARE_COLOURS
+from fallline.bench.report import looks
+from fallline.bench.report.looks import LIGHT, Line
 from fallline.bench.runs.loop import runaway
 
 COLUMN, PAGE = 3.3, 6.9
@@ -41,38 +42,11 @@ MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 INK, FAINT = "#1d2127", "#dddbd5"
 
 
-@dataclass(frozen=True)
-class Look:
-    """How an optimizer is drawn."""
-
-    colour: str
-    stroke: Any
-    """Of its line: whole for ours, broken for the others."""
-
-    width: float
-    """Of its line, in points."""
-
-    marker: str = ""
-
-    @property
-    def line(self) -> dict[str, Any]:
-        """As matplotlib calls it."""
-        stroke = {"color": self.colour, "linestyle": self.stroke, "linewidth": self.width}
-        return {**stroke, "marker": self.marker, "markersize": 3.5}
-
-
-def looks(results: Results) -> dict[str, Look]:
-    """A look for everyone: the house's colours, and for strangers the spare ones in turn, each turn with a marker."""
-    ours = {entry.name: entry.ours for part in results.parts for entry in part.entries}
-    strangers = sorted(ours.keys() - COLOURS.keys())
-    found = {}
-    for name in ours:
-        turn, spare = divmod(strangers.index(name), len(SPARE_COLOURS)) if name in strangers else (0, 0)
-        colours = COLOURS[name] if name in COLOURS else SPARE_COLOURS[spare]
-        stroke = STROKES.get("solid" if ours[name] else DASHES.get(name, "longdash"), STROKES["longdash"])
-        on_white = colours[0]
-        found[name] = Look(on_white, stroke, 1.5 if ours[name] else 1.2, MARKERS[turn % len(MARKERS)])
-    return found
+def stroke(line: Line) -> dict[str, Any]:
+    """A line as matplotlib draws it on white."""
+    dash = STROKES.get(line.dash) or STROKES["solid" if line.ours else "longdash"]
+    shape = {"color": line.colour[LIGHT], "linestyle": dash, "linewidth": 1.5 if line.ours else 1.2}
+    return {**shape, "marker": MARKERS[line.turn % len(MARKERS)], "markersize": 3.5}
 
 
 def draw(results: Results) -> dict[str, Any]:
@@ -234,7 +208,7 @@ def sensitivity(results: Results, part: Comparison) -> Any:
     edge = high * (high / low) ** 0.1 if log else high + 0.1 * ((high - low) or abs(high) or 1.0)
     sheet = _Sheet.blank([entry.name for entry in entries], columns=4 if len(entries) in (4, 7, 8, 11, 12) else 3)
     for place, entry in enumerate(entries):
-        axes, rate, colour = sheet.axes[entry.name], _rate(entry), looks(results)[entry.name].colour
+        axes, rate, colour = sheet.axes[entry.name], _rate(entry), looks.lines(results)[entry.name].colour[LIGHT]
         trials = [(float(settings[rate]), o.score, n) for n, (settings, o) in entry.trials.items() if rate in settings]
         known = [(x, score, n) for x, score, n in trials if score is not None]
         dots: dict[str, Any] = {"color": colour, "linestyle": "", "markersize": 4, "clip_on": False, "zorder": 3}
@@ -324,7 +298,7 @@ class _Sheet:
 
         Broken lines lie over whole ones: where two are one, both can be seen.
         """
-        drawn = looks(results)
+        drawn = looks.lines(results)
         labels = {line.entry.name: _short(line.entry.label) for lines in panels.values() for line in lines}
         width = COLUMN if len(panels) == 1 else PAGE
         fitting = max(1, int(width / (0.55 + 0.068 * max(map(len, labels.values())))))
@@ -335,17 +309,17 @@ class _Sheet:
             for line in reversed(lines):
                 look, order = drawn[line.entry.name], 3 if line.entry.ours else 4
                 alpha = max(0.05, 0.16 - 0.01 * len(lines))  # many bands must not hide what lies under them
-                tint: dict[str, Any] = {"color": look.colour, "alpha": alpha, "linewidth": 0, "zorder": 2}
+                tint: dict[str, Any] = {"color": look.colour[LIGHT], "alpha": alpha, "linewidth": 0, "zorder": 2}
                 axes.fill_between(line.x, line.low, line.high, **tint, step="post" if steps else None)
                 shape: dict[str, Any] = {"drawstyle": "steps-post"} if steps else {}
-                axes.plot(line.x, line.mean, **look.line, **shape, markevery=max(1, len(line.x) // 6), zorder=order)
+                axes.plot(line.x, line.mean, **stroke(look), **shape, markevery=max(1, len(line.x) // 6), zorder=order)
         sheet.add_legend({name: drawn[name] for name in labels}, list(labels.values()), math.ceil(len(labels) / rows))
         return sheet
 
-    def add_legend(self, drawn: Mapping[str, Look], labels: Sequence[str], columns: int) -> None:
+    def add_legend(self, drawn: Mapping[str, Line], labels: Sequence[str], columns: int) -> None:
         """Below the panels, so many side by side."""
         lines = importlib.import_module("matplotlib.lines")
-        handles = [lines.Line2D([], [], **look.line) for look in drawn.values()]
+        handles = [lines.Line2D([], [], **stroke(look)) for look in drawn.values()]
         text: dict[str, Any] = {"fontsize": SMALL, "labelcolor": INK, "labelspacing": 0.25, "columnspacing": 1.2}
         room: dict[str, Any] = {"handlelength": 2.6, "handletextpad": 0.5, "borderpad": 0.1, "frameon": False}
         names = ["name"] * len(handles)  # the labels come after: matplotlib leaves out those that begin with _

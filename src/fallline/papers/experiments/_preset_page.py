@@ -7,7 +7,7 @@ import numpy as np
 
 from fallline.bench.common.numbers import describe, number
 from fallline.bench.protocol.stats import FEW, Interval
-from fallline.bench.report.figures import COLOURS, DASHES, SPARE_COLOURS
+from fallline.bench.report.looks import COLOURS, DASHES, SPARE_COLOURS
 from fallline.papers.experiments._experiment import Record
 from fallline.papers.experiments.page import Line, Page, Plot, Row, Section, Table, curve_trace, layout, value_axis
 

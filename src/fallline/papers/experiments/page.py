@@ -5,29 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fallline.bench.report.figures import DARK, INK, LIGHT, Figure, blank_layout, fitted_axis
-from fallline.bench.report.figures import Line as Line  # the experiments take all of their page from here
 from fallline.bench.report.figures import band_traces as band_traces
+from fallline.bench.report.figures import blank_layout, fitted_axis
 from fallline.bench.report.figures import curve_trace as curve_trace
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: the contender's line where it is about one, and its cells as text."""
-
-    cells: Sequence[str]
-    line: Line | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table. The first cell of a row names it; `mean [low, high]` is set as a number with its interval."""
-
-    id: str
-    head: Sequence[str]
-    rows: Sequence[Row]
-    brief: int = 3
-    """How many columns the terminal shows."""
+from fallline.bench.report.looks import DARK, INK, LIGHT, Figure
+from fallline.bench.report.looks import Line as Line  # the experiments take all of their page from here
+from fallline.bench.report.tables import Row as Row
+from fallline.bench.report.tables import Table as Table
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from fallline.bench.common.live import Watching
 from fallline.bench.common.numbers import number
+from fallline.bench.report.tables import terminal
 from fallline.papers.experiments.page import Page
 from fallline.papers.experiments.reproduce import Progress
 
@@ -42,12 +43,4 @@ def runs_table(progress: Progress) -> Table:
 def results_tables(page: Page) -> Iterator[Table]:
     """The first columns of the page's first tables: what was measured here."""
     for title, found in page.results:
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        if page.tables > 1:
-            table.title, table.title_justify, table.title_style = Text(title), "left", "bold"
-        for heading in ("", *found.head[1 : found.brief]):
-            table.add_column(heading)
-        for row in found.rows:
-            name, *cells = row.cells[: found.brief]
-            table.add_row(Text(name, style="bold" if row.line and row.line.ours else ""), *map(Text, cells))
-        yield table
+        yield terminal(found, title if page.tables > 1 else "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fallline.bench.report.figures import COLOURS, DARK, INK, LIGHT, SPARE_COLOURS
+from fallline.bench.report.looks import COLOURS, DARK, INK, LIGHT, SPARE_COLOURS
 
 Array = NDArray[np.float64]
 

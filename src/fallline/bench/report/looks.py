@@ -1,0 +1,107 @@
+"""How each optimizer looks, on the page and in print: one colour, one dash, everywhere.
+
+Colours are written as tokens, `@koala-v` or, translucent, `@koala-v/20`. The page replaces them by those of its light
+or dark theme, a picture by those that both can bear.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fallline.bench.protocol.comparison import Results
+
+Figure = dict[str, Any]
+"""A figure as Plotly's JSON: data and layout."""
+
+# After Okabe and Ito (2008), darkened or lightened for the ground: on white, on black, on either. The last two differ
+# from the rest in lightness too, for whoever sees fewer hues.
+COLOURS = {
+    "koala-v": ("#c85200", "#ff9a56", "#d55e00"),
+    "koala-m": ("#a83a86", "#f0a3d6", "#cc5fa4"),
+    "coolmomentum": ("#0067a8", "#62bdf2", "#1b86d1"),
+    "sgd": ("#5b6470", "#aab4c0", "#7d8590"),
+    "adamw": ("#00805d", "#35c99b", "#009e73"),
+    "muon": ("#946200", "#eac04e", "#b8860b"),
+    "koala-pp": ("#6e1423", "#e2556d", "#a53f49"),
+    "koala-orthogonal": ("#d6004f", "#ff2da0", "#f0145a"),
+    "arturo": ("#2e1a86", "#8a70f8", "#5a50d0"),
+    "lodo": ("#4f5d00", "#bccb3f", "#849410"),
+    "arturo-second-moment": ("#8a2be2", "#c79bff", "#a05cf0"),
+    "koala-orthogonal-unmeasured": ("#7a4b58", "#d3a3b0", "#a4707e"),
+    "koala-gradient": ("#7d5a1e", "#d9b46c", "#a9822f"),
+    "koala-adam": ("#064f4f", "#7df5ee", "#2a8c90"),
+    "schedulefree-adamw": ("#37751a", "#8bd257", "#5a9e30"),
+    "schedulefree-sgd": ("#6b5b95", "#bba9e6", "#8f7cc0"),
+}
+SPARE_COLOURS = (
+    ("#c800c8", "#f25cff", "#d81be0"),
+    ("#0a14e6", "#7d8cff", "#3b46ff"),
+    ("#5a1f00", "#d98a4f", "#a04a10"),
+)
+INK = {
+    "text": ("#1d2127", "#e8eaed", "#757f8a"),
+    "muted": ("#5d6570", "#a2abb6", "#757f8a"),
+    "grid": ("#e6e4df", "#30353c", "#7d859033"),
+    "paper": ("#ffffff", "#191c20", "#ffffff00"),
+    "warn": ("#9a4a00", "#ffb066", "#b86a1a"),
+}
+LIGHT, DARK, EITHER = 0, 1, 2
+DASHES = {"sgd": "dashdot", "adamw": "dash", "muon": "dot", "schedulefree-adamw": "longdashdot"}
+"""The dashes of optimizers from elsewhere; "longdash" for all others."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one optimizer looks: its colour on white, on black and on either, and its dash."""
+
+    name: str
+    label: str
+    colour: tuple[str, str, str]
+    dash: str = "solid"
+    width: float = 2.0
+    ours: bool = True
+    turn: int = 0
+    """How many others have had this colour before: what tells strangers apart once the spare colours are used up."""
+
+    @property
+    def style(self) -> Figure:
+        """As Plotly wants it."""
+        return {"color": f"@{self.name}", "width": self.width, "dash": self.dash}
+
+
+def lines(*races: Results) -> dict[str, Line]:
+    """How each optimizer in these races looks, by name, in order of appearance; no two look the same.
+
+    An optimizer without a colour of its own, such as the variant `sgd@linear`, shares a spare one. Then its dash and
+    its marker differ.
+    """
+    entries = {entry.name: entry for race in races for part in race.parts for entry in part.entries}
+    strangers = sorted(name for name in entries if name not in COLOURS)
+    found = {}
+    for name, entry in entries.items():
+        colour, turn = COLOURS.get(name), 0
+        dash = "solid" if entry.ours else DASHES.get(name, "longdash")
+        if colour is None:
+            turn, which = divmod(strangers.index(name), len(SPARE_COLOURS))
+            colour = SPARE_COLOURS[which]
+            dash = dash if turn == 0 else "12px,3px" + ",2px,3px" * turn  # a dash and so many dots
+        found[name] = Line(name, entry.label, colour, dash, 2.5 if entry.ours else 2.0, entry.ours, turn)
+    return found
+
+
+def palette(looks: Mapping[str, Line], face: int) -> dict[str, str]:
+    """Token to colour, for `LIGHT`, `DARK` or `EITHER` ground."""
+    return {name: faces[face] for name, faces in {**INK, **{n: one.colour for n, one in looks.items()}}.items()}
+
+
+def coloured(figure: Figure, colours: Mapping[str, str]) -> Figure:
+    """The figure with its tokens replaced; a share after a slash, in percent, becomes the alpha channel."""
+
+    def colour(match: re.Match[str]) -> str:
+        alpha = match["alpha"]
+        return colours[match["name"]] + (f"{round(int(alpha) * 2.55):02x}" if alpha else "")
+
+    painted: Figure = json.loads(re.sub(r'(?<=")@(?P<name>[^"/]+)(/(?P<alpha>\d+))?(?=")', colour, json.dumps(figure)))
+    return painted
