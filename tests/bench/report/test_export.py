@@ -18,7 +18,7 @@ from PIL import Image
 from referee import Inline, Referee
 
 from fallline.bench.common.numbers import TENTHS, number, spread
-from fallline.bench.protocol.comparison import results
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.report import export as exports
 from fallline.bench.report import prints

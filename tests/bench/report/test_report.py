@@ -16,9 +16,12 @@ from referee import Inline, Referee
 from fallline.bench.common.numbers import TENTHS, difference, duration, number
 from fallline.bench.contenders.contender import CONTENDERS, get_contender
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.comparison import Alarm, Comparison, ContenderResult, results
+from fallline.bench.protocol.comparison import Alarm, Comparison, ContenderResult
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.store import Entry, Race, Store
+from fallline.bench.protocol.records import Place, Race
+from fallline.bench.protocol.search import Search
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Store
 from fallline.bench.report import figures
 from fallline.bench.report import page as report
 from fallline.bench.report.looks import COLOURS, DARK, EITHER, LIGHT, SPARE_COLOURS, coloured, lines, palette
@@ -120,7 +123,7 @@ def stage(
         kinds = ("trial", "seed") if "tuned" in design.tracks else ()
         for kind in (*kinds, "default") if "defaults" in design.tracks else kinds:
             for i, (point, final) in enumerate(runs[kind]):
-                entry = Entry(task, optimizer, kind, i)
+                entry = Place(task, optimizer, kind, i)
                 key = " ".join(map(str, (name, *dataclasses.astuple(entry))))
                 store.add(key, Run(task, optimizer, point, i), outcome(final, i, held_out))
                 store.enter(race.id, entry, key)
@@ -333,7 +336,7 @@ def panel(rates, ranges=(1e-3, 1.0), extended=None):
         i: ({"lr": abs(rate)}, Outcome("finished", 9, score=1.0) if rate > 0 else Outcome("diverged", 9, "why"))
         for i, rate in enumerate(rates)
     }
-    return ContenderResult("sgd", about, trials=trials)
+    return ContenderResult("sgd", about, search=Search(trials=trials))
 
 
 def test_learning_rates_are_shaded_where_every_trial_was_lost():

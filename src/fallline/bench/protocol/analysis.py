@@ -23,8 +23,6 @@ from fallline.bench.protocol.stats import (
 from fallline.bench.protocol.verdict import matrix
 from fallline.bench.runs.loop import Outcome
 
-from fallline.bench.runs.loop import Outcome
-
 LEVELS = (0.5, 0.8, 0.95, 1.0)
 """Targets, as shares of the way from the initial loss to the baseline's final one."""
 
@@ -34,6 +32,7 @@ TAUS = np.geomspace(1, 4, 61)
 
 STEADY = 0.1
 """The spread of wall time over a seed's repetitions, quartile to quartile, from which it is not to be trusted."""
+
 
 @dataclass
 class Aggregate:
@@ -69,7 +68,6 @@ class Results:
     def part(self, task: str, track: str = "tuned") -> Comparison:
         """One comparison."""
         return next(part for part in self.parts if (part.task, part.track) == (task, track))
-
 
 
 def analyse(design: Design, part: Comparison) -> Comparison:
@@ -235,4 +233,3 @@ def over_tasks(parts: list[Comparison]) -> Aggregate | None:
 
 def _ran(part: Comparison, name: str) -> bool:
     return any(entry.name == name and entry.seeds for entry in part.entries)
-

@@ -195,9 +195,7 @@ def undecided(progress: RaceProgress, task: str) -> list[Place]:
     if further is None or any(not one.search.done or len(one.seeds) < one.seeds_wanted for one in results):
         return []
     found = compare(design, task, "tuned", progress.tasks[task], results)
-    still_open = [
-        one for one in results if one.verdict and one.verdict.word not in SETTLED and one.seeds_wanted == at
-    ]
+    still_open = [one for one in results if one.verdict and one.verdict.word not in SETTLED and one.seeds_wanted == at]
     more = []
     for one in [found.baseline, *still_open] if found.baseline and still_open else []:
         more += [Place(task, one.name, CONFIRMATION, number) for number in range(one.seeds_wanted, further)]
@@ -389,9 +387,7 @@ def code_behind(run: Run) -> str:
     return _codes[task, run.optimizer]
 
 
-def write_down(
-    design: Design, store: Store, progress: RaceProgress, entrants: Entrants, about: dict[str, Any]
-) -> Race:
+def write_down(design: Design, store: Store, progress: RaceProgress, entrants: Entrants, about: dict[str, Any]) -> Race:
     """Enter the race in the records."""
     asked = dataclasses.asdict(design)
     codes = {" ".join(place): entrant.code for place, entrant in entrants.items()}

@@ -8,7 +8,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fallline.bench.common.numbers import describe, number, spread
 from fallline.bench.common.spaces import Range, Setting, dimension
-from fallline.bench.protocol.comparison import TAUS, Aggregate, Comparison, ContenderResult, Results, highest_drawn
+from fallline.bench.protocol.analysis import TAUS, Aggregate, Results, highest_drawn
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.stats import band
 from fallline.bench.report.looks import EITHER, Figure, Line, coloured, lines, palette
 

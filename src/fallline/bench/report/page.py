@@ -12,8 +12,9 @@ from plotly.offline import get_plotlyjs
 
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import TENTHS, describe, difference, duration, listed, number, size, spread
+from fallline.bench.protocol.analysis import STEADY, Results
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.comparison import STEADY, Comparison, ContenderResult, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import title
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.protocol.verdict import Verdict, Word, descriptive

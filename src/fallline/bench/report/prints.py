@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fallline.bench.common.files import stem
 from fallline.bench.common.names import needed
-from fallline.bench.protocol.comparison import PROFILE_LEVEL, TAUS, Comparison, ContenderResult, Results, highest_drawn
+from fallline.bench.protocol.analysis import PROFILE_LEVEL, TAUS, Results, highest_drawn
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.stats import band, censored_median, performance_profile
 from fallline.bench.report import looks
 from fallline.bench.report.looks import LIGHT, Line
