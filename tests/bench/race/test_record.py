@@ -17,9 +17,9 @@ from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race import store as record
-from fallline.bench.race.pool import start_method
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Merged, Store, complaint
+from fallline.bench.race.workers import start_method
 from fallline.bench.runs.loop import Outcome, Run
 
 RUN = Run("digits", "sgd", {"lr": 0.1}, seed=1)
