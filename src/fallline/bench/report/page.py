@@ -21,7 +21,7 @@ from fallline.bench.protocol.verdict import Verdict, Word, descriptive
 from fallline.bench.report import figures
 from fallline.bench.report.looks import DARK, LIGHT, Figure, Line, lines, palette
 from fallline.bench.report.series import AXES
-from fallline.bench.report.summary import caution, cost, verdicts
+from fallline.bench.report.summary import caution, changes_words, cost, verdicts
 
 PICTURE_SIZE = (800, 380)
 """CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
@@ -55,6 +55,7 @@ def page(results: Results, before: Results | None = None) -> str:
     """The report as HTML: text, styles, data, and Plotly itself; with an earlier race, what has changed since."""
     looks = lines(results, *([before] if before else []))
     drawn = draw(results, looks)
+    changed = changes(results, before) if before else None
     return fill(
         "report.html",
         drawn,
@@ -62,7 +63,8 @@ def page(results: Results, before: Results | None = None) -> str:
         race=results.race,
         design=results.design,
         setting=results.race.setting,
-        changes=changes(results, before) if before else None,
+        changes=changed,
+        changes_words=changes_words(changed) if changed else [],
         looks=looks,
         drawn=drawn,
         axes=list(AXES),
