@@ -10,7 +10,7 @@ from rich.console import Console
 from fallline.bench.common.numbers import clock
 from fallline.bench.protocol.comparison import results
 from fallline.bench.report.display import Display, lanes_table, results_table
-from fallline.bench.report.summary import summary
+from fallline.bench.report.words import summary
 
 
 def text(console):

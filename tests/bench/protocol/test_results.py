@@ -9,7 +9,7 @@ from fallline.bench.common.spaces import Range, as_plain
 from fallline.bench.protocol.comparison import ContenderResult, compare, first_hit, over_tasks
 from fallline.bench.protocol.design import Design
 from fallline.bench.race.store import Race
-from fallline.bench.report.summary import verdicts
+from fallline.bench.report.words import verdicts
 from fallline.bench.runs.loop import Outcome
 from fallline.bench.tasks import get_task
 

@@ -25,8 +25,8 @@ from fallline.bench.report import prints
 from fallline.bench.report.export import export
 from fallline.bench.report.looks import COLOURS, lines
 from fallline.bench.report.page import page_name
-from fallline.bench.report.summary import summary
 from fallline.bench.report.tables import escaped
+from fallline.bench.report.words import summary
 
 EVIL = "=cmd|'/c calc'!A1 <b>*bold*</b> `$x_1$` &amp; [a](b)\n# 1. head"
 

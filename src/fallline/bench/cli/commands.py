@@ -39,7 +39,7 @@ from fallline.bench.race.planner import parse_budget, plan_table, plan_words, pr
 from fallline.bench.race.pool import available_cores, local_pool
 from fallline.bench.race.store import Race, Store
 from fallline.bench.report import display
-from fallline.bench.report.summary import summary
+from fallline.bench.report.words import summary
 from fallline.bench.runs.environment import environment
 from fallline.bench.speed.command import step
 from fallline.bench.tasks import REAL, TASKS, get_task, make_sure
