@@ -14,11 +14,12 @@ from referee import Inline
 from stress import contents, hold
 
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.comparison import results
 from fallline.bench.protocol.design import Design
+from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race import store as record
 from fallline.bench.race.pool import start_method
-from fallline.bench.race.store import Entry, Merged, Race, Store, complaint
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Merged, Store, complaint
 from fallline.bench.runs.loop import Outcome, Run
 
 RUN = Run("digits", "sgd", {"lr": 0.1}, seed=1)
@@ -113,7 +114,7 @@ def test_a_failed_run_counts_as_not_there_and_gives_way(store):
 def test_a_place_in_a_race_can_be_taken_back(store):
     store.open_race(RACE)
     store.add("key", RUN, GOOD)
-    first, second = Entry("digits", "sgd", "trial", 0), Entry("digits", "sgd", "trial", 1)
+    first, second = Place("digits", "sgd", "trial", 0), Place("digits", "sgd", "trial", 1)
     for entry in (second, first):
         store.enter("race", entry, "key")
     assert store.entered("race", "digits", "sgd", "trial") == [(first, "key"), (second, "key")]
@@ -369,7 +370,7 @@ def fill(path, **runs):
         store.open_race(RACE)
         for number, (key, outcome) in enumerate(runs.items()):
             store.add(key, RUN, outcome)
-            store.enter("race", Entry("digits", "sgd", "trial", number), key)
+            store.enter("race", Place("digits", "sgd", "trial", number), key)
     return path
 
 

@@ -18,10 +18,9 @@ from PIL import Image
 from referee import Inline, Referee
 
 from fallline.bench.common.numbers import TENTHS, number, spread
-from fallline.bench.protocol.comparison import results
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
-from fallline.bench.report import export as exports
-from fallline.bench.report import prints
+from fallline.bench.report import frames, markdown, prints
 from fallline.bench.report.export import export
 from fallline.bench.report.looks import COLOURS, lines
 from fallline.bench.report.page import page_name
@@ -188,8 +187,8 @@ def test_the_results_are_those_of_the_comparisons(held, tmp_path):
 
 def test_a_name_is_no_formula_in_a_spreadsheet_and_a_number_stays_one():
     texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "＝1", "1-1", "sgd", "'quoted", ""]
-    table = exports.Table({"text": str, "value": float}, [{"text": text, "value": -0.5} for text in texts])
-    rows = list(csv.DictReader(io.StringIO(exports.as_csv(table))))
+    table = frames.Frame({"text": str, "value": float}, [{"text": text, "value": -0.5} for text in texts])
+    rows = list(csv.DictReader(io.StringIO(frames.as_csv(table))))
     assert [row["text"] for row in rows] == [f"'{text}" for text in texts[:6]] + texts[6:]
     assert {float(row["value"]) for row in rows} == {-0.5}
 
@@ -198,8 +197,8 @@ def test_a_setting_that_is_of_several_kinds_is_text(fresh):
     race = fresh.race("sgd", "adamw", spaces={"sgd": {"nesterov": False}, "adamw": {"amsgrad": True, "beta2": 0.99}})
     found = results(fresh.store, race)
     sgd = found.parts[0].get("sgd")
-    sgd.trials = {n: ({**settings, "beta2": "auto"}, outcome) for n, (settings, outcome) in sgd.trials.items()}
-    table = exports.runs_table(found)
+    sgd.search.trials = {n: ({**settings, "beta2": "auto"}, outcome) for n, (settings, outcome) in sgd.trials.items()}
+    table = frames.runs_frame(found)
     assert table.columns["setting_nesterov"] is bool
     assert table.columns["setting_lr"] is float
     assert table.columns["setting_beta2"] is str
@@ -211,7 +210,7 @@ def test_a_measure_of_a_task_s_own_takes_no_other_column_s_name(fresh):
     for entry in found.parts[0].entries:
         for outcome in entry.seeds.values():
             outcome.result["seed"] = 0.25
-    runs, summed = exports.runs_table(found), exports.results_table(found)
+    runs, summed = frames.runs_frame(found), frames.results_frame(found)
     assert {row["measure_seed"] for row in runs.rows if row["stage"] == "seed"} == {0.25}
     assert all(isinstance(row["seed"], int) for row in runs.rows)
     assert [row["measure_seed_high"] for row in summed.rows] == [0.25, 0.25]
@@ -289,7 +288,7 @@ def test_markdown_shows_any_name_as_it_is(single, tmp_path):
     part = strange.parts[0]
     entries = [dataclasses.replace(part.entries[0], about={**part.entries[0].about, "label": EVIL}), *part.entries[1:]]
     part = dataclasses.replace(part, task=EVIL, entries=entries, left_out={EVIL: EVIL})
-    text = exports.markdown(dataclasses.replace(strange, parts=[part]))
+    text = markdown.document(dataclasses.replace(strange, parts=[part]))
     tables, headings, items, code = parsed(text)
     shown = " ".join(EVIL.split())
     assert tables[0][1][0] == shown
@@ -451,7 +450,7 @@ def test_a_race_without_held_out_data_is_drawn_by_its_training_loss(fresh, singl
     assert axes.get_ylabel() == "training loss"
     assert [text.get_text() for text in axes.texts] == ["the floor"]
     assert axes.get_ylim()[0] < 0.05
-    assert "There is no held-out data" in exports.markdown(dataclasses.replace(single, parts=[part]))
+    assert "There is no held-out data" in markdown.document(dataclasses.replace(single, parts=[part]))
 
 
 def test_names_of_files_are_those_of_the_page_and_safe(single, tmp_path):

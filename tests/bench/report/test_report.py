@@ -13,16 +13,20 @@ import numpy as np
 import pytest
 from referee import Inline, Referee
 
-from fallline.bench.common.numbers import TENTHS, difference, duration, number
+from fallline.bench.common.numbers import TENTHS, difference, duration, number, size
 from fallline.bench.contenders.contender import CONTENDERS, get_contender
+from fallline.bench.protocol.analysis import TAUS
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.comparison import TAUS, Alarm, results
+from fallline.bench.protocol.comparison import Alarm
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.store import Entry, Race, Store
+from fallline.bench.protocol.records import Place, Race
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Store
 from fallline.bench.report import figures
 from fallline.bench.report import page as report
 from fallline.bench.report.looks import COLOURS, DARK, EITHER, LIGHT, SPARE_COLOURS, coloured, lines, palette
 from fallline.bench.report.series import AXES
+from fallline.bench.report.tables import SIGNS
 from fallline.bench.runs.loop import Outcome, Run
 
 
@@ -121,7 +125,7 @@ def stage(
         kinds = ("trial", "seed") if "tuned" in design.tracks else ()
         for kind in (*kinds, "default") if "defaults" in design.tracks else kinds:
             for i, (point, final) in enumerate(runs[kind]):
-                entry = Entry(task, optimizer, kind, i)
+                entry = Place(task, optimizer, kind, i)
                 key = " ".join(map(str, (name, *dataclasses.astuple(entry))))
                 store.add(key, Run(task, optimizer, point, i), outcome(final, i, held_out))
                 store.enter(race.id, entry, key)
@@ -205,7 +209,7 @@ def test_numbers_are_printed_to_what_they_are_worth():
     assert [number(x) for x in (0.1, 14.68, 123.4, 1234.0, None)] == ["0.100", "14.7", "123", "1.23e+03", "–"]
     assert [difference(x, 0.115) for x in (0.00179, -0.0066, 0.5, 99.0)] == ["+0.002", "−0.007", "+0.500", "+99.0"]
     assert [difference(x, 14.7) for x in (1.26, -2.0)] == ["+1.3", "−2.0"]
-    assert [report.size(x) for x in (0, 999, 1000, 35_900, 2.5e6, 7e9)] == [
+    assert [size(x) for x in (0, 999, 1000, 35_900, 2.5e6, 7e9)] == [
         "0 B", "999 B", "1.0 kB", "35.9 kB", "2.5 MB", "7.0 GB",
     ]  # fmt: skip
 
@@ -242,11 +246,11 @@ def test_the_matrix_has_everyone_against_everyone_in_signs_that_need_no_colour(s
                 continue
             verdict = found.parts[0].matrix[labels[row[0]], labels[column]]
             gap = difference(verdict.difference.mean, 0.5)
-            assert cell == f"{report.SIGNS[verdict.word]} {verdict.word} {gap}"
+            assert cell == f"{SIGNS[verdict.word]} {verdict.word} {gap}"
     assert "descriptive" not in page.split("Everyone against everyone")[1]
     few = stage(store, {"koala-m": spaced(0.4), "sgd": spaced(0.5)}, name="few")
     assert "descriptive: fewer than 11 seeds" in report.page(few)
-    assert len(set(report.SIGNS.values())) == len(report.SIGNS)
+    assert len(set(SIGNS.values())) == len(SIGNS)
 
 
 def test_times_to_target_are_medians_with_the_seeds_that_reached_it(store):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
+from fallline.bench.protocol.search import Search
 from fallline.bench.report import figures, prints, series
 from fallline.bench.runs.loop import Outcome
 
@@ -46,7 +47,7 @@ def panel(rates, ranges=(1e-3, 1.0), extended=None):
         i: ({"lr": abs(rate)}, Outcome("finished", 9, score=1.0) if rate > 0 else Outcome("diverged", 9, "why"))
         for i, rate in enumerate(rates)
     }
-    return ContenderResult("sgd", about, trials=trials)
+    return ContenderResult("sgd", about, search=Search(trials=trials))
 
 
 def comparison(*entries):

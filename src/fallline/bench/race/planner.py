@@ -18,7 +18,7 @@ from rich.table import Table
 from fallline.bench.common.numbers import duration, listed
 from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.stats import fewest_seeds
+from fallline.bench.protocol.stats import ALPHA, fewest_seeds
 from fallline.bench.race.costs import Pair
 
 SLACK = 1.2
@@ -27,8 +27,6 @@ coordinator writes. On digits races took 1.1 to 1.3 times the CPU time that was 
 
 BUSY = 1.3
 """Wall seconds a CPU second from which on others are said to be at work."""
-
-ALPHA = 0.05
 
 LADDER = ((75, 3), (50, 3), (20, 3), (10, 3), (10, 1), (5, 1), (3, 1))
 """Trials, and how many of them are rerun; with 1 none is, the best is confirmed as it is."""

@@ -6,12 +6,13 @@ All files of an export are made before the first is written, and each is put in 
 from pathlib import Path
 
 from fallline.bench.common.files import put, stem
-from fallline.bench.protocol.comparison import Results
+from fallline.bench.protocol.analysis import Results
 from fallline.bench.report import markdown
 from fallline.bench.report.frames import as_csv, as_parquet, frames
 from fallline.bench.report.prints import as_png, draw
 
 FORMATS = ("md", "csv", "parquet", "png")
+
 
 def export(results: Results, format: str, folder: Path) -> list[Path]:
     """Write the report of a race, finished or not, and return the files written.

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fallline.bench.common.numbers import describe, number, spread
-from fallline.bench.protocol.comparison import TAUS, Aggregate, Comparison, ContenderResult, Results
+from fallline.bench.protocol.analysis import TAUS, Aggregate, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.stats import band
 from fallline.bench.report import series
 from fallline.bench.report.looks import EITHER, Figure, Line, coloured, lines, palette

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from fallline.bench.common.names import needed
 from fallline.bench.common.spaces import Setting
-from fallline.bench.protocol.comparison import LEVELS, Comparison, ContenderResult, Results
+from fallline.bench.protocol.analysis import LEVELS, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import run_seed
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.runs.loop import Outcome

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 
-from fallline.bench.common.numbers import difference, listed, plural
-from fallline.bench.protocol.comparison import Comparison, Results
+from fallline.bench.common.numbers import difference, listed
+from fallline.bench.protocol.analysis import Results
+from fallline.bench.protocol.comparison import Comparison
 from fallline.bench.protocol.design import TRACK_WORDS
 from fallline.bench.protocol.stats import FEW
 from fallline.bench.report.looks import lines

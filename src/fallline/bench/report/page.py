@@ -11,8 +11,8 @@ from plotly.offline import get_plotlyjs
 
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import difference, listed, plural
+from fallline.bench.protocol.analysis import STEADY, Results
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.comparison import STEADY, Results
 from fallline.bench.protocol.design import title
 from fallline.bench.protocol.stats import FEW
 from fallline.bench.protocol.verdict import descriptive

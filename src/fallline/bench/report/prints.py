@@ -11,7 +11,8 @@ from typing import Any
 from fallline.bench.common.files import stem
 from fallline.bench.common.names import needed
 from fallline.bench.common.numbers import plural
-from fallline.bench.protocol.comparison import PROFILE_LEVEL, TAUS, Comparison, Results
+from fallline.bench.protocol.analysis import PROFILE_LEVEL, TAUS, Results
+from fallline.bench.protocol.comparison import Comparison
 from fallline.bench.report import looks, series
 from fallline.bench.report.looks import LIGHT, Line
 from fallline.bench.report.series import Curve

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fallline.bench.common.numbers import TENTHS, describe, difference, duration, number, plural, size, spread
+from fallline.bench.protocol.analysis import Aggregate, Results
 from fallline.bench.protocol.changes import Change, Changes, PartChange
-from fallline.bench.protocol.comparison import Aggregate, Comparison, ContenderResult, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.protocol.verdict import Verdict
@@ -31,8 +32,8 @@ def terminal_results(part: Comparison, looks: Looks) -> Table:
     columns: dict[str, Callable[[ContenderResult], Cell]] = {"": _label}
     columns["test loss" if part.held_out else "mean loss"] = _loss
     columns |= {"accuracy": _accuracy} if _has_accuracy(part) else {}
-    columns |= {"lost": _failed_trials} if part.track == "tuned" else {}
-    columns |= {f"against {part.baseline.label}": _against(part)} if part.baseline else {}
+    columns |= {"lost": _failed_share} if part.track == "tuned" else {}
+    columns |= {f"against {part.baseline.label}": _against(part, "–")} if part.baseline else {}
     return _table("", part.entries, looks, columns, brief=len(columns), right=("accuracy", "lost"))
 
 
@@ -41,8 +42,8 @@ def markdown_results(part: Comparison, looks: Looks) -> Table:
     tuned, baseline = part.track == "tuned", part.baseline
     columns: dict[str, Callable[[ContenderResult], Cell]] = {"optimizer": _label, part.loss_name: _loss}
     columns |= {"accuracy": _accuracy} if _has_accuracy(part) else {}
-    columns |= {f"against {baseline.label}": _against(part, p=False), "p (Holm)": _p} if baseline else {}
-    columns |= {"trials lost": _failed_trials} if tuned else {}
+    columns |= {f"against {baseline.label}": _against(part, "baseline", p=False), "p (Holm)": _p} if baseline else {}
+    columns |= {"trials lost": _failed_share} if tuned else {}
     if any(entry.relative_cpu is not None for entry in part.entries):
         columns["CPU time × SGD"] = lambda entry: number(entry.relative_cpu)
     none = "–" if tuned else "shipped"
@@ -120,14 +121,14 @@ def _percents(share: Interval, places: int, unit: str = "") -> str:
     return f"{mean} [{100 * share.low:.{places}f}, {100 * share.high:.{places}f}]"
 
 
-def _against(part: Comparison, *, p: bool = True) -> Callable[[ContenderResult], Cell]:
-    """The verdict against the baseline, with the difference, and `p` if asked for."""
+def _against(part: Comparison, baseline: str = "the baseline", *, p: bool = True) -> Callable[[ContenderResult], Cell]:
+    """The verdict against the baseline with the difference and `p`; the baseline's own cell says `baseline`."""
     scale = part.scale or 1.0
 
     def cell(entry: ContenderResult) -> Cell:
         verdict = entry.verdict
         if verdict is None:
-            return [Span("the baseline", brief="–")] if entry is part.baseline else "–"
+            return baseline if entry is part.baseline else "–"
         found = [word(verdict.word, title=in_a_line(verdict, scale))]
         if gap := verdict.difference:
             found.append(Span(spread(gap, scale), "line", brief=difference(gap.mean, scale)))
@@ -152,7 +153,11 @@ def _detectable(entry: ContenderResult) -> Cell:
 
 def _failed_trials(entry: ContenderResult) -> Cell:
     count, of = entry.lost_trials, len(entry.trials)
-    return [Span(f"{count} of {of}", "value warn" if count else "value", brief=f"{count}/{of}")]
+    return [Span(f"{count} of {of}", "value warn" if count else "value")]
+
+
+def _failed_share(entry: ContenderResult) -> Cell:
+    return f"{entry.lost_trials}/{len(entry.trials)}"
 
 
 def _cpu_time(entry: ContenderResult) -> Cell:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fallline.bench.common.spaces import Range, Setting, dimension
-from fallline.bench.protocol.comparison import TAUS, Aggregate, Comparison, ContenderResult, highest_drawn
+from fallline.bench.protocol.analysis import TAUS, Aggregate, highest_drawn
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.stats import band, censored_median, performance_profile
 from fallline.bench.runs.loop import Outcome
 

@@ -1,7 +1,7 @@
 """Tables: what stands in their cells is said once, and shown in the terminal, on a page or in Markdown."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich import table as terminals
@@ -111,19 +111,18 @@ INTERVAL = re.compile(r"\\\[([−+\d.e∞inf, ]+)\\\](?!\()")
 
 def markdown(table: Table) -> list[str]:
     """The lines of a table in GitHub's Markdown; methods of this library in bold."""
-    lines = [markdown_row(map(escaped, table.head)), markdown_row(["---"] * len(table.head))]
+    lines = [list(map(_inline, table.head)), ["---"] * len(table.head)]
     for row in table.rows:
-        name, *cells = (INTERVAL.sub(r"[\1]", escaped(plain(cell))) for cell in row.cells)
-        lines.append(markdown_row([f"**{name}**" if row.line and row.line.ours else name, *cells]))
-    return lines
-
-
-def markdown_row(cells: Iterable[str]) -> str:
-    """A row of cells that are escaped."""
-    return f"| {' | '.join(cells)} |"
+        name, *cells = (INTERVAL.sub(r"[\1]", _inline(plain(cell))) for cell in row.cells)
+        lines.append([f"**{name}**" if row.line and row.line.ours else name, *cells])
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def escaped(text: str) -> str:
-    """Text in one line that Markdown shows as it is, in a table too."""
-    text = re.sub(r"([\\`*_{}\[\]<>|#~$&!@])", r"\\\1", " ".join(text.split()))
+    """Text in one line that Markdown shows as it is, at the start of a line too."""
+    text = _inline(text)
     return re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda start: f"{start[0][:-1]}\\{start[0][-1]}", text)  # else a list
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&!@])", r"\\\1", " ".join(text.split()))
