@@ -199,7 +199,8 @@ def across_table(i: int, across: Aggregate, looks: Looks) -> Table:
         "equal."
     )
     head = ["Optimizer", "Loss above the baseline’s, % of the way", "Chance to beat the baseline"]
-    return Table(f"across{i}", head, rows, caption=caption)
+    short = dict(zip(head[1:], ("Loss", "Chance"), strict=True))
+    return Table(f"across{i}", head, rows, caption=caption, short=short)
 
 
 def targets_table(i: int, part: Comparison, looks: Looks) -> Table:
@@ -222,7 +223,9 @@ def targets_table(i: int, part: Comparison, looks: Looks) -> Table:
         "confirming seeds, where one that never is, or was lost, counts as infinite; and how many seeds reached it. "
         "Targets: shares of the way from the loss before training to the baseline’s final one (median over seeds)."
     )
-    return _table(f"targets-{i}", (entry for entry in part.entries if entry.seeds), looks, columns, caption=caption)
+    short = {heading: heading.partition(":")[0] for heading in columns}
+    entries = [entry for entry in part.entries if entry.seeds]
+    return _table(f"targets-{i}", entries, looks, columns, caption=caption, short=short)
 
 
 def failures_table(i: int, part: Comparison, looks: Looks) -> Table | None:
@@ -289,7 +292,8 @@ def changes_table(i: int, part: PartChange, looks: Looks) -> Table:
         "optimizers here); else each race’s seeds are resampled by themselves (95 % percentile interval)."
     )
     head = ["Optimizer", "Then", "Now", "Now minus then", "Against the baseline, then and now", "Settings that changed"]
-    return Table(f"changes-{i}", head, rows, caption=caption, style="changes")
+    short = dict(zip(head[-2:], ("Verdicts", "Settings"), strict=True))
+    return Table(f"changes-{i}", head, rows, caption=caption, style="changes", short=short)
 
 
 def _change(one: Change, scale: float) -> Cell:

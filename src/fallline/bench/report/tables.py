@@ -1,7 +1,7 @@
 """Tables: what stands in their cells is said once, and shown in the terminal, on a page or in Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich import table as terminals
@@ -76,6 +76,9 @@ class Table:
 
     right: Sequence[str] = ()
     """Headings of columns that the terminal sets right."""
+
+    short: Mapping[str, str] = field(default_factory=dict)
+    """Headings as they are on a narrow screen, where each stands beside its cell."""
 
 
 def plain(cell: Cell) -> str:
