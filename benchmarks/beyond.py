@@ -37,11 +37,10 @@ from fallline.bench.protocol.records import Race
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, judge
 from fallline.bench.race.coordinator import RaceError, race
-from fallline.bench.race.costs import Cost, Excused, busy, measure
-from fallline.bench.race.planner import BUSY, wall_seconds
-from fallline.bench.race.pool import available_cores, local_pool
+from fallline.bench.race.plan import BUSY, Cost, Excused, busy, measure, wall_seconds
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import available_cores, local_pool
 from fallline.bench.report.display import Display
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks import get_task, make_sure

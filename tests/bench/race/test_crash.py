@@ -21,9 +21,9 @@ from stress import contents, hold
 
 from fallline.bench.protocol.design import Design
 from fallline.bench.race.coordinator import DEATHS, RaceError, attempt, race, work_off
-from fallline.bench.race.pool import Renewed, local_pool, take_turn, visible_devices
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import Renewed, local_pool, take_turn, visible_devices
 from fallline.bench.runs.loop import Outcome, Run
 
 KILLS = 10

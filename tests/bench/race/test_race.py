@@ -12,9 +12,9 @@ from fallline.bench.protocol.comparison import baseline
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place
 from fallline.bench.race.coordinator import RaceError, line_up, plan_run
-from fallline.bench.race.pool import local_pool
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import local_pool
 from fallline.bench.runs.identity import fingerprint, run_key
 from fallline.bench.runs.loop import Outcome, Run
 from fallline.bench.tasks import get_task

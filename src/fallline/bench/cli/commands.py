@@ -32,13 +32,12 @@ from fallline.bench.protocol.records import Race
 from fallline.bench.protocol.studies import studies as over_studies
 from fallline.bench.race.coordinator import RaceError
 from fallline.bench.race.coordinator import race as run_race
-from fallline.bench.race.costs import busy, measure_all
 from fallline.bench.race.loggers import Logging, open_loggers
 from fallline.bench.race.overhead import overhead, overhead_table, overhead_words
-from fallline.bench.race.planner import parse_budget, plan_table, plan_words, propose
-from fallline.bench.race.pool import available_cores, local_pool
+from fallline.bench.race.plan import busy, measure_all, parse_budget, plan_table, plan_words, propose
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import available_cores, cluster, local_pool
 from fallline.bench.report.display import Display
 from fallline.bench.report.looks import lines
 from fallline.bench.report.luck import aa_line, aa_table, aa_words, studies_table, studies_words, write_aa
@@ -567,7 +566,6 @@ def workplace(scheduler: str | None, jobs: int, out: Path) -> Iterator[tuple[Exe
         if said.exists():
             console.print(Text(f"What was printed while the runs ran is in {said}.", style="dim"))
         return
-    from fallline.bench.race.cluster import cluster  # dask is an extra
 
     with cluster(scheduler) as (executor, workers):
         yield executor, workers

@@ -39,21 +39,6 @@ CREATE TABLE entries (
     race TEXT REFERENCES races, task TEXT, optimizer TEXT, stage TEXT, number INTEGER, repeat INTEGER, run TEXT,
     PRIMARY KEY (race, task, optimizer, stage, number, repeat));
 """
-# What a race of schema 1 was: one task, the best trial confirmed as it was.
-FROM_1 = f"""
-ALTER TABLE races RENAME TO races_1; ALTER TABLE entries RENAME TO entries_1; ALTER TABLE runs RENAME TO runs_1;
-{SCHEMA}
-INSERT INTO runs SELECT * FROM runs_1;
-INSERT INTO races SELECT id,
-    CASE WHEN json_valid(design) AND typeof(task) = 'text' THEN
-        json_remove(json_set(design, '$.tasks', json_array(task), '$.finalists', 1), '$.task') END,
-    CASE WHEN json_valid(setting) AND typeof(task) = 'text' THEN
-        json_set(setting, '$.contenders', json_object(task, json_extract(setting, '$.contenders')),
-            '$.left_out', json_object(task, json_extract(setting, '$.left_out'))) END,
-    started_at, used_at FROM races_1;
-INSERT INTO entries SELECT race, task, optimizer, stage, number, 0, run FROM entries_1 JOIN races_1 ON race = id;
-DROP TABLE entries_1; DROP TABLE races_1; DROP TABLE runs_1;
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,11 +186,12 @@ class Store:
 
     Args:
         path: the file; it is made if it is not there.
-        read_only: leave the file as it is. One of an older schema is read into memory, and brought to this one there.
+        read_only: leave the file as it is.
         complain: is told, in a sentence, of rows that cannot be read; by default that is a Python warning.
 
     Raises:
-        ValueError: the file is no such database, is damaged, cannot be opened, or comes from a newer fallline.
+        ValueError: the file is no such database, is damaged, cannot be opened, or comes from a newer fallline
+            or a much older one.
     """
 
     def __init__(self, path: Path, read_only: bool = False, complain: Callable[[str], None] = warnings.warn) -> None:
@@ -220,11 +206,12 @@ class Store:
             try:
                 version = self._version()
                 self._check_whole()
-                if read_only and version < SCHEMA_VERSION:
-                    self._db = _in_memory(self._db)
                 if not read_only:
                     self._write_ahead()
-                if version < SCHEMA_VERSION:
+                elif version == 0:  # an empty file, which stays one
+                    self._db.close()
+                    self._db = sqlite3.connect(":memory:")
+                if version == 0:
                     self._build()
                 self._check_tables()
                 self._db.text_factory = _text
@@ -245,6 +232,11 @@ class Store:
             raise ValueError(
                 f"{self.path} was written by a newer fallline (schema {version}, here {SCHEMA_VERSION}): "
                 "pip install --upgrade fallline"
+            )
+        if 0 < version < SCHEMA_VERSION:
+            raise ValueError(
+                f"{self.path} was written by an early fallline (schema {version}, here {SCHEMA_VERSION}) and is no "
+                "longer read: move it away to begin anew"
             )
         return int(version)
 
@@ -276,10 +268,10 @@ class Store:
                 time.sleep(0.01)
 
     def _build(self) -> None:
-        """Make the tables, or bring older ones to this schema: all at once, and once among several coordinators."""
+        """Make the tables: all at once, and once among several coordinators."""
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        for statement in {0: SCHEMA, 1: FROM_1}.get(version, "").split(";"):
+        for statement in SCHEMA.split(";") if version == 0 else ():
             self._db.execute(statement)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._db.commit()
@@ -588,14 +580,6 @@ def _logged(path: Path) -> bool:
     """Whether something that was written is not yet in the file itself, but in the log beside it."""
     log = path.with_name(f"{path.name}-wal")
     return log.exists() and log.stat().st_size > 0
-
-
-def _in_memory(db: sqlite3.Connection) -> sqlite3.Connection:
-    """A copy, to be changed at will."""
-    copy = sqlite3.connect(":memory:")
-    db.backup(copy)
-    db.close()
-    return copy
 
 
 def now() -> str:
