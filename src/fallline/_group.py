@@ -82,24 +82,26 @@ class Group(View):
             return _named(self, name)
 
     def select(
-        self, keep: Sequence[int], known: Callable[[str, list[Tensor]], list[Tensor]] | None = None, **more: Any
+        self,
+        keep: Sequence[int],
+        known: Callable[[str, list[Tensor]], list[Tensor]] | None = None,
+        **more: list[Tensor],
     ) -> Self:
-        """The group with some of its parameters, by their places, and with ``more`` values by name.
+        """The group with some of its parameters.
 
         Args:
-            keep: places in ``params``.
+            keep: their places in ``params``.
             known: what each new list goes through, by its name.
-            more: values that the new view has as well; lists with one tensor for each of ``keep``, or anything.
+            more: state of theirs that not all of the group have.
         """
 
         def some(name: str, ts: list[Tensor]) -> list[Tensor]:
-            chosen = [ts[i] for i in keep]
-            return chosen if known is None else known(name, chosen)
+            return ts if known is None else known(name, ts)
 
-        state = {name: some(name, self.values[name]) for name in self.lists}
-        lists = {name: some(name, getattr(self, name)) for name in ("owners", "params", "grads")}
-        settings = {name: value for name, value in self.values.items() if name not in state}
-        return type(self)(self.index, **lists, state=state, settings={**settings, **more})
+        lists = {name: some(name, [getattr(self, name)[i] for i in keep]) for name in ("owners", "params", "grads")}
+        state = {name: some(name, [self.values[name][i] for i in keep]) for name in self.lists}
+        state |= {name: some(name, ts) for name, ts in more.items()}
+        return type(self)(self.index, **lists, state=state, settings=self.values)
 
 
 def _named(view: View, name: str) -> Any:

@@ -87,6 +87,16 @@ def rules(cls: type) -> dict[str, Rule]:
     return found | {name: Rule(None, (), False, True) for name in RUN}
 
 
+def intervals(cls: type) -> dict[str, str]:
+    """By name, of the settings that have one."""
+    return {name: rule.interval for name, rule in rules(cls).items() if rule.interval}
+
+
+def choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    """By name, what a setting may be, of those that are one of a few."""
+    return {name: rule.options for name, rule in rules(cls).items() if rule.options}
+
+
 def _hints(make: Any) -> dict[str, Any]:
     try:
         return get_type_hints(make, include_extras=True)

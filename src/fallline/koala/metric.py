@@ -125,6 +125,7 @@ class MetricGroup(KOALAGroup):
     eps: float
     measurement_noise: Tensor
     momentum: list[Tensor]
+    second_moment: list[Tensor]  # of tensors in Adam's metric
     step: list[Tensor]
 
 
@@ -133,7 +134,6 @@ class Part(NamedTuple):
 
     t: MetricGroup
     kind: str  # "adam", "identity", or "whole": from all of a tensor at a time
-    second_moment: list[Tensor]  # of "adam", else none
 
 
 class Slope(NamedTuple):
@@ -282,7 +282,7 @@ class MetricKOALA(KOALA[MetricGroup]):
             shared.skipped.add_(~ok)
 
         parts = [part for t in groups for part in self._parts(t)]
-        rates = [(torch.ones_like(mean) * t.lr).reshape(()) for t, *_ in parts]
+        rates = [(torch.ones_like(mean) * t.lr).reshape(()) for t, _ in parts]
         largest = torch.stack(rates).amax() if rates else torch.ones_like(mean)
         shares = [torch.where(largest > 0, rate / largest, 1.0) for rate in rates]  # of the way that each part goes
         found = [self._slope(part, ok) for part in parts]
@@ -317,18 +317,18 @@ class MetricKOALA(KOALA[MetricGroup]):
             def known(name: str, ts: list[Tensor], kind: str = kind) -> list[Tensor]:
                 return self._as_known((t.index, kind, name), ts) if t.fused else ts
 
-            some = t.select([i for i, other in enumerate(kinds) if other == kind], known)
-            second_moment: list[Tensor] = []
+            mine = [i for i, other in enumerate(kinds) if other == kind]
+            more: dict[str, list[Tensor]] = {}
             if kind == "adam":
-                real = not any(map(Tensor.is_complex, some.owners))
-                second_moment = local([self.state[p]["second_moment"] for p in some.owners], real=real)
-                second_moment = known("second_moment", second_moment)
-            parts.append(Part(some, kind, second_moment))
+                owners = [t.owners[i] for i in mine]
+                real = not any(map(Tensor.is_complex, owners))
+                more = {"second_moment": local([self.state[p]["second_moment"] for p in owners], real=real)}
+            parts.append(Part(t.select(mine, known, **more), kind))
         return parts
 
     def _slope(self, part: Part, ok: Tensor | None) -> Slope:
         """Take the gradients into the averages, and the slope along the directions."""
-        t, kind, second_moment = part
+        t, kind = part
         counted = torch.ones_like(t.measurement_noise) if ok is None else ok.to(t.measurement_noise)
         torch._foreach_add_(t.step, [counted.to(t.step[0].dtype)] * len(t.step))  # one for all is read on the host
         count = torch.stack(t.step).to(t.measurement_noise).clamp_min(1)
@@ -337,8 +337,8 @@ class MetricKOALA(KOALA[MetricGroup]):
         if kind == "adam":
             unbias2 = 1 / (1 - t.beta2**count)
             share2 = (1 - t.beta2) * counted
-            self.each(average_twice_, t, t.grads, t.momentum, second_moment, share=share, share2=share2, ok=ok)
-            lists = (t.grads, t.momentum, unbias, second_moment, unbias2)
+            self.each(average_twice_, t, t.grads, t.momentum, t.second_moment, share=share, share2=share2, ok=ok)
+            lists = (t.grads, t.momentum, unbias, t.second_moment, unbias2)
             (each,) = self.sums(adam_slope, t, *lists, beta=t.beta, eps=t.eps, ok=ok)
             return Slope(each.sum(), unbias, unbias2)
         self.each(average_, t, t.grads, t.momentum, share=share, ok=ok)
@@ -355,12 +355,12 @@ class MetricKOALA(KOALA[MetricGroup]):
         return Slope(torch.stack(slopes).to(t.measurement_noise).sum(), unbias, directions=directions)
 
     def _walk(self, part: Part, slope: Slope, distance: Tensor, shrink: Tensor, ok: Tensor | None) -> None:
-        t, kind, second_moment = part
+        t, kind = part
         far = dict(distance=distance, shrink=shrink)
         if kind == "whole":
             self.each(move_along_, t, slope.directions, **far)
         elif kind == "adam":
-            lists = (t.grads, t.momentum, slope.unbias, second_moment, slope.unbias2)
+            lists = (t.grads, t.momentum, slope.unbias, t.second_moment, slope.unbias2)
             self.each(adam_move_, t, *lists, beta=t.beta, eps=t.eps, ok=ok, **far)
         else:
             self.each(move_, t, t.grads, t.momentum, slope.unbias, beta=t.beta, ok=ok, **far)
