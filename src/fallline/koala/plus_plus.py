@@ -120,18 +120,18 @@ class KOALAPlusPlus(TensorwiseKOALA[ProductGroup]):
 
     def _measure(self, t: ProductGroup, shared: Shared, R: Tensor) -> Measurement:
         q, decay = t.q, t.weight_decay or None
-        last_S = torch.stack(t.innovation_variance).to(R.dtype)
+        stored = torch.stack(t.innovation_variance).to(R.dtype)
         hh, hH, hv, HH, Hv, *more = self.sums(products, t, t.grads, t.product, t.gradient, weight_decay=decay)
         g2, p2 = more or (hh, 0.0)
 
         # A tensor's first step takes its own gradient as the last one too: H = h, v = sigma h (a virtual measurement).
-        first = last_S == 0
+        first = stored == 0
         hH, hv = torch.where(first, hh, hH), torch.where(first, t.sigma * hh, hv)
         HH, Hv = torch.where(first, hh, HH), torch.where(first, t.sigma * hh, Hv)
-        before = torch.where(first, (t.sigma + q) * hh + R, last_S)
+        last_S = torch.where(first, (t.sigma + q) * hh + R, stored)
 
         inverse = torch.where(HH > 0, 1 / HH, 0.0)
-        alpha, lam = hH * inverse, (hv + q * hH) / before
+        alpha, lam = hH * inverse, (hv + q * hH) / last_S
         w = (hv - alpha * Hv) * inverse if t.symmetric else 0.0
         of_v, of_h, of_H = alpha - lam, torch.full_like(alpha, q), w - q * lam
         S = of_v * hv + of_h * hh + of_H * hH + q * hh + R
@@ -140,14 +140,14 @@ class KOALAPlusPlus(TensorwiseKOALA[ProductGroup]):
         of_v, of_h, of_H = (torch.where(unlike, 0.0, x) for x in (of_v, of_h, of_H))
         S = torch.where(unlike, q * hh + R, S)
         of_h = torch.where(first, t.sigma * of_v + of_h + of_H, of_h)  # v and H, still 0, are multiples of h
-        return Measurement(S, hh, g2, p2, own=(last_S, of_v, of_h, of_H))
+        return Measurement(S, hh, g2, p2, own=(stored, of_v, of_h, of_H))
 
     def _correct(
         self, corrections: list[Correction[ProductGroup]], shared: Shared, ok: Tensor | None, *, drifting: bool
     ) -> None:
         for t, measured, treated, c in corrections:
-            last_S, *coefficients = measured.own
-            torch._foreach_copy_(t.innovation_variance, torch.where(treated, measured.S, last_S).unbind())
+            stored, *coefficients = measured.own
+            torch._foreach_copy_(t.innovation_variance, torch.where(treated, measured.S, stored).unbind())
             # What is not treated keeps its v.
             of_v, of_h, of_H = (torch.where(treated, x, y) for x, y in zip(coefficients, (1.0, 0.0, 0.0), strict=True))
             lists = (t.grads, t.product, t.gradient, of_v, of_h, of_H, c, treated)
