@@ -29,15 +29,18 @@ from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import duration
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results, results
+from fallline.bench.protocol.analysis import Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import TRACKS, Design
+from fallline.bench.protocol.progress import RaceProgress
+from fallline.bench.protocol.records import Race
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, judge
-from fallline.bench.race.coordinator import Progress, RaceError, race
-from fallline.bench.race.costs import Cost, Excused, busy, measure
-from fallline.bench.race.planner import BUSY, wall_seconds
-from fallline.bench.race.pool import available_cores, local_pool
-from fallline.bench.race.store import Race, Store
+from fallline.bench.race.coordinator import RaceError, race
+from fallline.bench.race.plan import BUSY, Cost, Excused, busy, measure, wall_seconds
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Store
+from fallline.bench.race.workers import available_cores, local_pool
 from fallline.bench.report.display import Display
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks import get_task, make_sure
@@ -142,19 +145,22 @@ class Until(Executor):
 class Watch:
     """Shows the race's progress and, once everyone has run, what a run of each has cost."""
 
-    def __init__(self, show: Callable[[Progress], None]) -> None:
+    def __init__(self, show: Callable[[RaceProgress], None]) -> None:
         self.show = show
-        self.last: Progress | None = None
+        self.last: RaceProgress | None = None
         self.told = False
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: RaceProgress) -> None:
         """Look at the progress."""
         self.show(progress)
         self.last = progress
-        firsts = [next(iter(lane.outcomes), None) for lane in progress.lanes.values()]
-        if not self.told and progress.ran and all(firsts):
+        firsts = {
+            name: next((outcome for result in results for outcome in result.runs), None)
+            for _, name, results in progress.contenders()
+        }
+        if not self.told and progress.ran and all(firsts.values()):
             self.told = True
-            spent = {n: one.cpu_seconds for (_, n), one in zip(progress.lanes, firsts, strict=True) if one}
+            spent = {name: one.cpu_seconds for name, one in firsts.items() if one}
             told = ", ".join(f"{name} {seconds:.2g}" for name, seconds in spent.items())
             console.print(f"  seconds of training in a run: {told}", soft_wrap=True)
 
@@ -189,8 +195,9 @@ def record(design: Design, store: Store, pool: Executor, deadline: float, jobs: 
         make_sure(get_task(design.tasks[0]))
         with Display(console) as shown:
             watch = Watch(shown)
+            until = Until(pool, deadline)
             try:
-                written = race(design, store, Until(pool, deadline), ahead=2 * jobs, about=about, watch=watch)
+                written = race(design, store, until, max_pending=2 * jobs, about=about, on_progress=watch)
             except OutOfTime:
                 far = f"{watch.last.done} of {watch.last.total} runs are done" if watch.last else "it has only begun"
                 raise OutOfTime(f"no time was left: {far}") from None

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from fallline.bench.common.files import put
 from fallline.bench.race.coordinator import RaceError
-from fallline.bench.race.pool import available_cores, local_pool
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import available_cores, local_pool
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks.data import MissingData, find
 from fallline.papers.experiments import EXPERIMENTS, Design, Experiment, get_experiment

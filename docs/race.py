@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from fallline.bench.cli.commands import DATABASE
 from fallline.bench.common.files import fill, markdown
 from fallline.bench.common.numbers import difference, spread
-from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results, results
+from fallline.bench.protocol.analysis import Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 
 HERE = Path(__file__).parent

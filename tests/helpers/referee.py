@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.coordinator import Progress, race
-from fallline.bench.race.store import Entry, Race, Store
+from fallline.bench.protocol.progress import RaceProgress
+from fallline.bench.protocol.records import Place, Race
+from fallline.bench.race.coordinator import race
+from fallline.bench.race.store import Store
 from fallline.bench.runs.loop import Outcome, Run
 
 
@@ -33,8 +35,8 @@ class Referee:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.progress: Progress | None = None
-        self.heard: list[Entry] = []
+        self.progress: RaceProgress | None = None
+        self.heard: list[Place] = []
 
     def race(
         self, *optimizers: str, task: str = "sprint:Sprint", executor: Executor | None = None, **design: Any
@@ -43,10 +45,11 @@ class Referee:
         small = {"tasks": (task,), "trials": 3, "finalists": 1, "seeds": 2}
         asked = Design(**(small | design), optimizers=optimizers)
         about = {"command": "fallline race", "environment": {"torch": torch.__version__}}
-        return race(asked, self.store, executor or Inline(), ahead=2, about=about, watch=self.watch, heard=self.hear)
+        executor = executor or Inline()
+        return race(asked, self.store, executor, max_pending=2, about=about, on_progress=self.watch, on_run=self.hear)
 
-    def hear(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
+    def hear(self, race: Race, entry: Place, run: Run, outcome: Outcome) -> None:
         self.heard.append(entry)
 
-    def watch(self, progress: Progress) -> None:
+    def watch(self, progress: RaceProgress) -> None:
         self.progress = progress

@@ -16,8 +16,10 @@ from sprint import Sprint
 from torch import Tensor, nn
 
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.coordinator import Progress, race
-from fallline.bench.race.store import Race, Store
+from fallline.bench.protocol.progress import RaceProgress
+from fallline.bench.protocol.records import Race
+from fallline.bench.race.coordinator import race
+from fallline.bench.race.store import Store
 from fallline.bench.runs.loop import Outcome
 
 TIMES = ("times", "cpu_seconds", "wall_seconds")
@@ -149,14 +151,20 @@ def hold(
     store: Store,
     *optimizers: str,
     executor: Executor | None = None,
-    watch: Callable[[Progress], None] = lambda progress: None,
+    watch: Callable[[RaceProgress], None] = lambda progress: None,
     **design: Any,
 ) -> Race:
     """A race with a checkpoint at every measurement, here unless elsewhere; small unless asked otherwise."""
     small = {"tasks": ("stress:Noisy",), "trials": 3, "finalists": 2, "reruns": 1, "seeds": 2}
     asked = Design(**(small | design), optimizers=optimizers)
     return race(
-        asked, store, executor or Inline(), ahead=4, about={"environment": {}}, watch=watch, checkpoint_every=0.0
+        asked,
+        store,
+        executor or Inline(),
+        max_pending=4,
+        about={"environment": {}},
+        on_progress=watch,
+        checkpoint_every=0.0,
     )
 
 

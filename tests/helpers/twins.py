@@ -9,9 +9,12 @@ import numpy as np
 
 from fallline.bench.common.spaces import Setting
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.comparison import ContenderResult, Results, compare
+from fallline.bench.protocol.analysis import Results, analyse
+from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.store import Entry, Race, Store
+from fallline.bench.protocol.records import Place, Race
+from fallline.bench.protocol.search import Search
+from fallline.bench.race.store import Store
 from fallline.bench.runs.loop import Outcome, Run
 
 TASK = "valley"
@@ -41,7 +44,7 @@ class Valley:
         """The mean loss of a setting."""
         return FLOOR + self.curvature * math.log10(lr / BEST_LR) ** 2 + self.worse.get(name, 0.0)
 
-    def runs(self, design: Design) -> Iterator[tuple[Entry, dict[str, Setting], Outcome]]:
+    def runs(self, design: Design) -> Iterator[tuple[Place, dict[str, Setting], Outcome]]:
         """All runs of a race: trials, reruns of the best, seeds."""
         rng = np.random.default_rng(design.seed)
         days = rng.normal(0, self.common, design.seeds)
@@ -68,16 +71,16 @@ class Valley:
             for number, lr in enumerate(rates):
                 trial = outcome(lr)
                 scores.append(trial.score)
-                yield Entry(TASK, name, "trial", number), {"lr": lr}, trial
+                yield Place(TASK, name, "trial", number), {"lr": lr}, trial
             means = {}
             for number in sorted(range(design.trials), key=scores.__getitem__)[: design.finalists]:
                 reruns = [outcome(rates[number]) for _ in range(design.reruns_each)]
                 means[number] = np.mean([rerun.score for rerun in reruns])
                 for repeat, rerun in enumerate(reruns):
-                    yield Entry(TASK, name, "choice", number, repeat), {"lr": rates[number]}, rerun
+                    yield Place(TASK, name, "choice", number, repeat), {"lr": rates[number]}, rerun
             chosen = rates[min(means, key=lambda number: (means[number], number))]
             for number, day in enumerate(days):
-                yield Entry(TASK, name, "seed", number), {"lr": chosen}, outcome(chosen, day)
+                yield Place(TASK, name, "seed", number), {"lr": chosen}, outcome(chosen, day)
 
     def race(self, seed: int, *optimizers: str, **design: Any) -> tuple[Design, Race]:
         """What was asked for, and how it is written down."""
@@ -92,16 +95,14 @@ class Valley:
     def results(self, seed: int, *optimizers: str, **design: Any) -> Results:
         """A race's results, straight from its runs."""
         asked, race = self.race(seed, *optimizers, **design)
-        entries = {name: ContenderResult(name, about) for name, about in race.setting["contenders"][TASK].items()}
-        for entry, settings, outcome in self.runs(asked):
-            mine = entries[entry.optimizer]
-            if entry.stage == "trial":
-                mine.trials[entry.number] = settings, outcome
-            elif entry.stage == "choice":
-                mine.reruns.setdefault(entry.number, {})[entry.repeat] = outcome
-            else:
-                mine.seeds[entry.number] = outcome
-        return Results(race, asked, [compare(race, asked, TASK, "tuned", list(entries.values()))], [], 0)
+        entries = {
+            name: ContenderResult(name, about, search=Search(count=asked.trials, top=asked.finalists))
+            for name, about in race.setting["contenders"][TASK].items()
+        }
+        for place, settings, outcome in self.runs(asked):
+            entries[place.optimizer].add(place.stage, place.number, place.repeat, settings, outcome)
+        found = compare(asked, TASK, "tuned", race.setting["tasks"][TASK], list(entries.values()))
+        return Results(race, asked, [analyse(asked, found)], [], 0)
 
     def recorded(self, store: Store, seed: int, *optimizers: str, **design: Any) -> Race:
         """The same, written down run by run."""

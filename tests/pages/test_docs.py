@@ -10,7 +10,7 @@ from referee import Referee
 from scripts import script
 
 import fallline
-from fallline.bench.protocol.comparison import results
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.runs.loop import state_bytes
 from fallline.papers.experiments.lodo_memory import WAYS

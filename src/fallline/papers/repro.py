@@ -12,8 +12,8 @@ from rich.text import Text
 
 from fallline.bench.cli.terminal import DATABASE, checked_device, console, errors, readable_errors, warn
 from fallline.bench.common.names import unknown
-from fallline.bench.race.pool import available_cores, local_pool, visible_devices
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import available_cores, local_pool, visible_devices
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks.data import find
 from fallline.papers.experiments import Design, Experiment, get_experiment

@@ -19,7 +19,7 @@ import fallline
 from fallline.bench.cli import app as cli
 from fallline.bench.cli import commands
 from fallline.bench.contenders.contender import CLASSES, CONTENDERS, TEAM, get_contender, spelled
-from fallline.bench.protocol.comparison import results
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 
 HERE = Path(__file__).parents[2] / "helpers"

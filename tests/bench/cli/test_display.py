@@ -8,7 +8,7 @@ from referee import Inline
 from rich.console import Console
 
 from fallline.bench.common.numbers import clock
-from fallline.bench.protocol.comparison import results
+from fallline.bench.race.results import results
 from fallline.bench.report.display import Display, lanes_table, results_table
 from fallline.bench.report.summary import summary
 

@@ -256,7 +256,7 @@ OPENS = {
     "bench/tasks/data/_download.py",  # in a folder that is moved when it is whole
     "bench/speed/command.py",  # to see whether it can be written
     "bench/check/child.py",  # a pipe
-    "bench/race/pool.py",  # what workers print
+    "bench/race/workers.py",  # what workers print
 }
 
 

@@ -19,7 +19,7 @@ RUNS_CODE = {
     "_engine/triton.py": {"exec_module"},  # what it wrote itself, under a name that is the text's hash
     "bench/check/child.py": {"exec"},  # the header that it wrote itself
     "bench/check/trial.py": {"exec"},  # the promises' own texts
-    "bench/race/cluster.py": {"eval"},  # a constant
+    "bench/race/workers.py": {"eval"},  # a constant
     "bench/speed/methods.py": {"exec_module"},  # the file of --with
     "bench/tasks/_file.py": {"exec"},  # the task that the user names on the command line
 }

@@ -10,12 +10,13 @@ from rich.console import Console
 from scipy.stats import binomtest
 from twins import Valley
 
-from fallline.bench.protocol import comparison as module
+from fallline.bench.protocol import analysis as module
 from fallline.bench.protocol import stats
-from fallline.bench.protocol.aa import aa_line, aa_results, aa_table, aa_words, write_aa
-from fallline.bench.protocol.comparison import results
-from fallline.bench.protocol.studies import studies, studies_table, studies_words
+from fallline.bench.protocol.aa import aa_results
+from fallline.bench.protocol.studies import studies
 from fallline.bench.protocol.verdict import CLAIMS
+from fallline.bench.race.results import results
+from fallline.bench.report.luck import aa_line, aa_table, aa_words, studies_table, studies_words, write_aa
 
 RACES = 150
 

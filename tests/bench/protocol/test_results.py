@@ -6,9 +6,10 @@ import math
 import pytest
 
 from fallline.bench.common.spaces import Range, as_plain
-from fallline.bench.protocol.comparison import ContenderResult, compare, first_hit, over_tasks
+from fallline.bench.protocol.analysis import analyse, first_hit, over_tasks
+from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.store import Race
+from fallline.bench.protocol.search import Search
 from fallline.bench.report.summary import verdicts
 from fallline.bench.runs.loop import Outcome
 from fallline.bench.tasks import get_task
@@ -32,12 +33,12 @@ def outcome(score=None, loss=None, curve=(2.0, 1.0, 0.5), cpu=1.0, wall=1.0, sta
 def entry(name, losses, *, trials=(0.5, 0.6, 0.7), ours=False, lr=0.1, ranges=None, **how):
     """An optimizer with these final losses; None where a seed was lost."""
     about = {"label": name.upper(), "ours": ours, "ranges": ranges or {}, "extended": {}, "excuse": ""}
-    made = ContenderResult(name, about)
+    made = ContenderResult(name, about, search=Search(count=3, top=3, repeats=3))
     for number, score in enumerate(trials):
         settings = {"lr": lr if number == 0 else lr * 1.5}
         lost = score is None
         made.trials[number] = settings, outcome(score, status="diverged" if lost else "finished")
-    made.reruns = trials and {0: {i: outcome(trials[0]) for i in range(3)}}
+    made.search.reruns = trials and {0: {i: outcome(trials[0]) for i in range(3)}}
     lost = outcome(status="diverged")
     made.seeds = {n: lost if loss is None else outcome(loss=loss, **how) for n, loss in enumerate(losses)}
     return made
@@ -45,8 +46,9 @@ def entry(name, losses, *, trials=(0.5, 0.6, 0.7), ours=False, lr=0.1, ranges=No
 
 def part(*entries, task="hand", track="tuned", about=TASK, **design):
     asked = Design((task,), tuple(e.name for e in entries), tracks=(track,), trials=3, seeds=8, **design)
-    race = Race("id", {}, {"tasks": {task: about}, "left_out": {}, "contenders": {}}, "")
-    return compare(race, asked, task, track, list(entries))
+    for one in entries:
+        one.track = track
+    return analyse(asked, compare(asked, task, track, about, entries))
 
 
 SEEDS = [0.50, 0.51, 0.52, 0.49, 0.48, 0.50, 0.51, 0.49]

@@ -14,11 +14,11 @@ import torch
 from stress import contents, hold
 
 import fallline
-from fallline.bench.protocol.comparison import results
-from fallline.bench.race import cluster as module
-from fallline.bench.race.cluster import cluster, fit, on_worker
+from fallline.bench.race import workers as module
 from fallline.bench.race.coordinator import RaceError
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import cluster, fit, on_worker
 
 pytest.importorskip("distributed", reason='pip install "fallline[dask]"')
 

@@ -19,11 +19,11 @@ import torch
 from referee import Inline
 from stress import contents, hold
 
-from fallline.bench.protocol.comparison import results
 from fallline.bench.protocol.design import Design
 from fallline.bench.race.coordinator import DEATHS, RaceError, attempt, race, work_off
-from fallline.bench.race.pool import Renewed, local_pool, take_turn, visible_devices
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
+from fallline.bench.race.workers import Renewed, local_pool, take_turn, visible_devices
 from fallline.bench.runs.loop import Outcome, Run
 
 KILLS = 10
@@ -135,7 +135,7 @@ def test_a_race_whose_coordinator_is_killed_goes_on_with_the_same_command(tmp_pa
     for path in (database, tmp_path / "undisturbed.sqlite"):
         with Store(path) as store:
             executor, design = Inline(), Design(("sprint:Marathon",), ("sgd",), trials=4, seeds=2)
-            race(design, store, executor, ahead=2, about={"environment": {}}, watch=lambda progress: None)
+            race(design, store, executor, max_pending=2, about={"environment": {}}, on_progress=lambda progress: None)
             calls.append(len(executor.calls))
     assert calls == [15 - len(before), 15]
     assert contents(database) == contents(tmp_path / "undisturbed.sqlite")
@@ -202,7 +202,7 @@ def play(store, stage, keys, ahead=3, reached=lambda key: None):
         store,
         lambda key, run, same, outcome, known: came.append((key, outcome.status)),
         stage.tick,
-        ahead=ahead,
+        max_pending=ahead,
         reached=reached,
     )
     return came

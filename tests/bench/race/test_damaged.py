@@ -20,10 +20,11 @@ from test_cli import call
 from test_record import GOOD, RACE, RUN, fill, raw
 
 from fallline.bench.cli.commands import show, write_report
-from fallline.bench.protocol.comparison import results
-from fallline.bench.protocol.studies import studies, studies_table, studies_words
+from fallline.bench.protocol.studies import studies
+from fallline.bench.race.results import results
 from fallline.bench.race.store import TABLES, Merged, Store
 from fallline.bench.report import export, figures
+from fallline.bench.report.luck import studies_table, studies_words
 from fallline.bench.report.prints import draw
 
 TASKS, TRACKS = ("sprint:Sprint", "stress:Noisy"), ("tuned", "defaults")

@@ -14,8 +14,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams.backend_context import Context
 
+from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race.loggers import LOGGERS, Jsonl, Logger, Logging, TensorBoard, Trackio, Wandb, open_loggers
-from fallline.bench.race.store import Entry, Race
 from fallline.bench.runs.loop import Outcome, Run
 
 RACE = Race(id="0123abcd", design={"tasks": ["digits"], "trials": 2}, setting={}, started_at="2026-01-01T00:00:00")
@@ -27,7 +27,7 @@ def case(task="digits", optimizer="sgd", stage="seed", number=1, repeat=0, setti
     """What a logger is told of one run."""
     run = Run(task, optimizer, {"lr": 0.5, "betas": "0.9 0.99"} if settings is None else settings, seed=7)
     finished = Outcome("finished", 20, score=0.5, result={"loss": 0.75, "accuracy": 0.875}, curve=CURVE)
-    return RACE, Entry(task, optimizer, stage, number, repeat), run, outcome or finished
+    return RACE, Place(task, optimizer, stage, number, repeat), run, outcome or finished
 
 
 def lost():

@@ -11,13 +11,16 @@ from rich.console import Console
 from fallline.bench.contenders import contender as contenders
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import smallest_p
-from fallline.bench.race import costs as timing
-from fallline.bench.race.costs import Excused, busy, measure, measure_all
-from fallline.bench.race.planner import (
+from fallline.bench.race import plan as timing
+from fallline.bench.race.plan import (
     SLACK,
+    Excused,
     asks,
+    busy,
     ladder,
     makespan,
+    measure,
+    measure_all,
     parse_budget,
     plan_table,
     plan_words,

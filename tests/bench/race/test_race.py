@@ -8,11 +8,13 @@ from referee import Inline, Referee
 
 from fallline.bench.common.seeds import derive
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol import design
-from fallline.bench.protocol.comparison import results
-from fallline.bench.race.coordinator import RaceError, line_up
-from fallline.bench.race.pool import local_pool
-from fallline.bench.race.store import Entry, Store
+from fallline.bench.protocol.comparison import baseline
+from fallline.bench.protocol.design import Design
+from fallline.bench.protocol.records import Place
+from fallline.bench.race.coordinator import RaceError, line_up, plan_run
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Store
+from fallline.bench.race.workers import local_pool
 from fallline.bench.runs.identity import fingerprint, run_key
 from fallline.bench.runs.loop import Outcome, Run
 from fallline.bench.tasks import get_task
@@ -193,37 +195,23 @@ def test_the_best_three_are_rerun_and_the_best_of_their_means_is_confirmed(store
     assert seeds["sgd"] == seeds["adamw"]  # the reruns are paired as well
 
 
-def test_the_choice_can_overrule_the_luckiest_trial():
-    @dataclasses.dataclass
-    class Scored:
-        score: float | None
-
-    trials = {n: Scored(score) for n, score in enumerate((0.1, 0.2, 0.3, 0.05, None))}
-    assert design.finalists(trials, 3) == [3, 0, 1]
-    reruns = {3: [Scored(0.5), Scored(0.4)], 0: [Scored(0.2), Scored(0.2)], 1: [Scored(0.1), Scored(None)]}
-    assert design.chosen(trials, reruns, 3) == 0  # number 3 was lucky, and number 1 lost a rerun
-    assert design.chosen(trials, {}, 3) == 3
-    assert design.chosen({0: Scored(None)}, {}, 3) is None
-
-
 def test_the_baseline_is_chosen_on_validation_and_is_never_ours():
-    @dataclasses.dataclass
-    class Scored:
-        score: float | None
+    def scored(score):
+        return Outcome("diverged" if score is None else "finished", steps=1, score=score)
 
     runs = [
-        ("koala-m", True, [Scored(0.1)]),
-        ("sgd", False, [Scored(0.3), Scored(0.3)]),
-        ("adamw", False, [Scored(0.2), Scored(None)]),
+        ("koala-m", True, [scored(0.1)]),
+        ("sgd", False, [scored(0.3), scored(0.3)]),
+        ("adamw", False, [scored(0.2), scored(None)]),
         ("muon", False, []),
     ]
-    assert design.baseline(None, runs) == "sgd"  # AdamW lost a run
-    assert design.baseline("koala-m", runs) == "koala-m"
-    assert design.baseline(None, runs[:1]) is None
-    mine = ("my_module:Mine", False, [Scored(0.1), Scored(0.1)])
-    assert design.baseline(None, [*runs, mine]) == "sgd"  # it is what is asked about
-    assert design.baseline(None, [runs[0], mine]) == "my_module:Mine"  # there is nobody else
-    assert design.baseline(None, [*runs, ("torch.optim:RAdam", *mine[1:])]) == "torch.optim:RAdam"
+    assert baseline(None, runs) == "sgd"  # AdamW lost a run
+    assert baseline("koala-m", runs) == "koala-m"
+    assert baseline(None, runs[:1]) is None
+    mine = ("my_module:Mine", False, [scored(0.1), scored(0.1)])
+    assert baseline(None, [*runs, mine]) == "sgd"  # it is what is asked about
+    assert baseline(None, [runs[0], mine]) == "my_module:Mine"  # there is nobody else
+    assert baseline(None, [*runs, ("torch.optim:RAdam", *mine[1:])]) == "torch.optim:RAdam"
 
 
 def test_shipped_settings_race_on_the_confirming_seeds(store, referee):
@@ -323,7 +311,10 @@ def test_loggers_hear_of_what_ran_and_of_nothing_else(store, referee):
 
 
 def test_a_variant_is_itself_with_shipped_settings_and_with_tuned_ones():
-    both = design.Design(tasks=("digits",), optimizers=("koala-gradient",), tracks=("tuned", "defaults"), trials=2)
-    lane = line_up(both).lanes["digits", "koala-gradient"]
-    assert lane.settings(Entry("digits", "koala-gradient", "default", 0)) == {"metric": "identity"}
-    assert [settings["metric"] for settings in lane.plan] == ["identity", "identity"]
+    both = Design(tasks=("digits",), optimizers=("koala-gradient",), tracks=("tuned", "defaults"), trials=2)
+    progress, entrants = line_up(both)
+    shipped, tuned = Place("digits", "koala-gradient", "default", 0), Place("digits", "koala-gradient", "trial", 1)
+    for place in (shipped, tuned):
+        run = plan_run(both, place, entrants["digits", "koala-gradient"], progress.result(place))
+        assert run.settings["metric"] == "identity"
+        assert (len(run.settings) > 1) == (place is tuned)

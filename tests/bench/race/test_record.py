@@ -14,11 +14,12 @@ from referee import Inline
 from stress import contents, hold
 
 from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.comparison import results
 from fallline.bench.protocol.design import Design
+from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race import store as record
-from fallline.bench.race.pool import start_method
-from fallline.bench.race.store import Entry, Merged, Race, Store, complaint
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Merged, Store, complaint
+from fallline.bench.race.workers import start_method
 from fallline.bench.runs.loop import Outcome, Run
 
 RUN = Run("digits", "sgd", {"lr": 0.1}, seed=1)
@@ -113,7 +114,7 @@ def test_a_failed_run_counts_as_not_there_and_gives_way(store):
 def test_a_place_in_a_race_can_be_taken_back(store):
     store.open_race(RACE)
     store.add("key", RUN, GOOD)
-    first, second = Entry("digits", "sgd", "trial", 0), Entry("digits", "sgd", "trial", 1)
+    first, second = Place("digits", "sgd", "trial", 0), Place("digits", "sgd", "trial", 1)
     for entry in (second, first):
         store.enter("race", entry, "key")
     assert store.entered("race", "digits", "sgd", "trial") == [(first, "key"), (second, "key")]
@@ -179,6 +180,8 @@ def spoil(path, how):
         path.unlink()
         raw(path, "CREATE TABLE bookmarks (place TEXT)")
         raw(path, "PRAGMA user_version = 1")
+    elif how == "it is of an early fallline":
+        raw(path, "PRAGMA user_version = 1")
     elif how == "it is newer":
         raw(path, "PRAGMA user_version = 99")
 
@@ -191,6 +194,10 @@ def spoil(path, how):
         ("it is cut off", r"is damaged \(database disk image is malformed\): move it away to begin anew"),
         ("it is of another program", "is not a database of races, but of another program"),
         ("it is of another program, with a version", "is not a database of races, but of another program"),
+        (
+            "it is of an early fallline",
+            r"was written by an early fallline \(schema 1, here 2\).*move it away",
+        ),
         ("it is newer", r"was written by a newer fallline \(schema 99, here 2\): pip install"),
     ],
 )
@@ -279,85 +286,21 @@ def test_an_error_without_a_code_is_passed_on_in_its_own_words():
     assert "as on a disk that is full or gone" in complaint(broken, Path("a.sqlite"))
 
 
-# From schema 1
-
-SCHEMA_1 = """
-CREATE TABLE runs (
-    key TEXT PRIMARY KEY, task TEXT, optimizer TEXT, settings TEXT, seed INTEGER, status TEXT, score REAL,
-    outcome TEXT, finished_at TEXT);
-CREATE TABLE races (
-    id TEXT PRIMARY KEY, task TEXT, design TEXT, setting TEXT, started_at TEXT, used_at TEXT);
-CREATE TABLE entries (
-    race TEXT REFERENCES races, optimizer TEXT, stage TEXT, number INTEGER, run TEXT,
-    PRIMARY KEY (race, optimizer, stage, number));
-PRAGMA user_version = 1;
-"""
-
-
-def first_schema(path):
-    """A race as fallline wrote it down at first: sgd and koala-m, two trials, two seeds; no times, no wall seconds."""
-    db = sqlite3.connect(path)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.executescript(SCHEMA_1)
-    design = {"task": "digits", "optimizers": ["sgd", "koala-m"], "trials": 2, "seeds": 2, "seed": 0}
-    about = {"label": "SGD", "ours": False, "space": {"lr": "0.001 … 3, log"}, "fixed": {}, "schedule": "cosine"}
-    contenders = {"sgd": about, "koala-m": {**about, "label": "KOALA-M", "ours": True}}
-    setting = {"command": "fallline race", "environment": {"torch": "2.11"}, "left_out": {"muon": "no matrices"}}
-    race = ("race", "digits", json.dumps(design), json.dumps({**setting, "contenders": contenders}), "then", "later")
-    db.execute("INSERT INTO races VALUES (?, ?, ?, ?, ?, ?)", race)
-    for optimizer, worse in (("sgd", 0.0), ("koala-m", 0.25)):
+def test_runs_without_times_and_counts_are_read(tmp_path):
+    """As databases have them that were made by an early fallline and brought to this schema by a later one."""
+    curve = {"step": [0.0, 5.0, 10.0], "train loss": [None, 2.0, 1.0], "validation loss": [3.0, 0.5, 0.5]}
+    seed = Outcome("finished", 10, score=0.5, result={"loss": 0.5}, curve=curve)
+    with Store(tmp_path / "records.sqlite") as store:
+        store.open_race(RACE)
         for stage in ("trial", "seed"):
             for number in range(2):
-                loss = 1.0 + worse + (0.5 if stage == "trial" and number == 0 else 0.125 * number)
-                outcome = {"status": "finished", "steps": 20, "reason": "", "score": loss, "state_bytes": 8}
-                outcome |= {"gradient_evaluations": 20, "cpu_seconds": 0.5}
-                outcome["result"] = {"loss": loss, "accuracy": 0.5} if stage == "seed" else {}
-                outcome["curve"] = {"step": [0, 10, 20], "train loss": [None, 2, 1], "validation loss": [3, 2, loss]}
-                key, settings = f"{optimizer} {stage} {number}", {"lr": 0.1 if number or stage == "seed" else 0.5}
-                row = (key, "digits", optimizer, json.dumps(settings), 7 + number, "finished", loss)
-                db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, json.dumps(outcome), "then"))
-                db.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", ("race", optimizer, stage, number, key))
-    db.commit()
-    db.close()
-
-
-@pytest.mark.parametrize("read_only", [False, True])
-def test_a_race_of_the_first_schema_is_read(tmp_path, read_only):
-    path = tmp_path / "old.sqlite"
-    first_schema(path)
-    before = path.read_bytes()
-    with Store(path, read_only=read_only) as store:
-        held = store.last_race("digits")
-        assert store.last_race("bowl") is None
-        found = results(store, held)
-    assert (path.read_bytes() == before) == read_only
-    assert raw(path, "PRAGMA user_version") == [(1 if read_only else 2,)]
-    assert (held.id, held.started_at) == ("race", "then")
-    assert (found.design.tasks, found.design.finalists, found.missing) == (("digits",), 1, 0)
-    part = found.parts[0]
-    assert part.left_out == {"muon": "no matrices"}
-    assert [entry.name for entry in part.entries] == ["sgd", "koala-m"]
-    sgd = part.get("sgd")
-    assert sgd.chosen == {"lr": 0.1}  # of the better trial, confirmed as it was
-    assert sgd.losses == {0: 1.0, 1: 1.125}
-    assert part.baseline is sgd
+                store.add(f"{stage} {number}", RUN, seed)
+                store.enter("race", Place("digits", "sgd", stage, number), f"{stage} {number}")
+        sgd = results(store, RACE).parts[0].get("sgd")
+    assert sgd.losses == {0: 0.5, 1: 0.5}
     assert [outcome.wall_seconds for outcome in sgd.seeds.values()] == [0.0, 0.0]
     assert [outcome.times for outcome in sgd.seeds.values()] == [{}, {}]
-
-
-def test_a_migration_that_is_cut_short_leaves_the_old_records_whole(tmp_path, monkeypatch):
-    path = tmp_path / "old.sqlite"
-    first_schema(path)
-    before = {table: raw(path, f"SELECT * FROM {table}") for table in ("runs", "races", "entries")}
-    cut = record.FROM_1.rindex("DROP TABLE races_1")
-    monkeypatch.setattr(record, "FROM_1", record.FROM_1[:cut] + "SELECT * FROM nowhere;")
-    with pytest.raises(ValueError, match="cannot be used: no such table: nowhere"):
-        Store(path)
-    assert {table: raw(path, f"SELECT * FROM {table}") for table in before} == before
-    assert raw(path, "PRAGMA user_version") == [(1,)]
-    monkeypatch.undo()
-    with Store(path) as store:
-        assert len(list(store.runs("race"))) == 8
+    assert sgd.hits[0.5] == [10.0, 10.0]  # counted in steps
 
 
 # Merging
@@ -369,7 +312,7 @@ def fill(path, **runs):
         store.open_race(RACE)
         for number, (key, outcome) in enumerate(runs.items()):
             store.add(key, RUN, outcome)
-            store.enter("race", Entry("digits", "sgd", "trial", number), key)
+            store.enter("race", Place("digits", "sgd", "trial", number), key)
     return path
 
 
@@ -409,16 +352,6 @@ def test_two_halves_of_a_race_merge_to_the_whole(tmp_path):
     assert contents(tmp_path / "merged.sqlite")["runs"] == contents(tmp_path / "whole.sqlite")["runs"]
 
 
-def test_records_of_the_first_schema_are_merged_and_stay_as_they_are(tmp_path):
-    old = tmp_path / "old.sqlite"
-    first_schema(old)
-    before = old.read_bytes()
-    with Store(tmp_path / "new.sqlite") as store:
-        assert store.merge(old) == Merged(runs=8, races=1, conflicts=0)
-        assert results(store, store.last_race()).missing == 0
-    assert old.read_bytes() == before
-
-
 def test_a_merge_with_what_is_not_there_or_no_good_takes_nothing_in(tmp_path):
     one = fill(tmp_path / "one.sqlite", a=GOOD)
     before = contents(one)
@@ -426,7 +359,7 @@ def test_a_merge_with_what_is_not_there_or_no_good_takes_nothing_in(tmp_path):
         with pytest.raises(ValueError, match=r"there is no file .*none.sqlite"):
             store.merge(tmp_path / "none.sqlite")
         assert not (tmp_path / "none.sqlite").exists()
-        for how in ("it is a text", "it is cut off", "it is newer"):
+        for how in ("it is a text", "it is cut off", "it is of an early fallline", "it is newer"):
             two = tmp_path / "two.sqlite"
             two.unlink(missing_ok=True)
             race_database(two)

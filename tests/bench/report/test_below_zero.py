@@ -11,10 +11,11 @@ from referee import Referee
 from torch import nn
 
 from fallline.bench.common.numbers import difference, number
-from fallline.bench.protocol import design as decide
-from fallline.bench.protocol.comparison import ContenderResult, compare, highest_drawn, over_tasks, results
+from fallline.bench.protocol.analysis import analyse, highest_drawn, over_tasks
+from fallline.bench.protocol.comparison import ContenderResult, compare, way
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.store import Race, Store
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Store
 from fallline.bench.report.export import export
 from fallline.bench.report.figures import sensitivity
 from fallline.bench.report.page import write_page
@@ -137,8 +138,7 @@ def parts_of(tables, initial, shift, factor):
             entries.append(one)
         about = {"summary": "", "steps": 100, "held_out": True, "floor": None}
         asked = Design((f"t{task}",), ("a", "b", "c"), trials=8, seeds=8)
-        setting = {"tasks": {f"t{task}": about}, "left_out": {}, "contenders": {}}
-        found.append(compare(Race("id", {}, setting, ""), asked, f"t{task}", "tuned", entries))
+        found.append(analyse(asked, compare(asked, f"t{task}", "tuned", about, entries)))
     return found
 
 
@@ -207,11 +207,10 @@ def test_divergence_of_losses_of_any_sign(losses, now, lost):
 
 
 def test_the_way_has_a_size_whatever_the_signs():
-    assert decide.way(2.0, -4.0) == 6.0
-    assert decide.way(-92.0, -94.0) == 2.0
-    assert decide.way(None, -94.0) == decide.way(-95.0, -94.0) == 94.0
-    assert decide.way(1.0, None) == 0.0
-    assert decide.equivalence(None, -92.0, -94.0) == pytest.approx(0.02)
+    assert way(2.0, -4.0) == 6.0
+    assert way(-92.0, -94.0) == 2.0
+    assert way(None, -94.0) == way(-95.0, -94.0) == 94.0
+    assert way(1.0, None) == 0.0
 
 
 def test_a_difference_has_its_sign_whatever_it_is_taken_from():

@@ -18,7 +18,7 @@ from PIL import Image
 from referee import Inline, Referee
 
 from fallline.bench.common.numbers import TENTHS, number, spread
-from fallline.bench.protocol.comparison import results
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.report import export as exports
 from fallline.bench.report import prints
@@ -198,7 +198,7 @@ def test_a_setting_that_is_of_several_kinds_is_text(fresh):
     race = fresh.race("sgd", "adamw", spaces={"sgd": {"nesterov": False}, "adamw": {"amsgrad": True, "beta2": 0.99}})
     found = results(fresh.store, race)
     sgd = found.parts[0].get("sgd")
-    sgd.trials = {n: ({**settings, "beta2": "auto"}, outcome) for n, (settings, outcome) in sgd.trials.items()}
+    sgd.search.trials = {n: ({**settings, "beta2": "auto"}, outcome) for n, (settings, outcome) in sgd.trials.items()}
     table = exports.runs_table(found)
     assert table.columns["setting_nesterov"] is bool
     assert table.columns["setting_lr"] is float
@@ -344,15 +344,6 @@ def test_every_trial_is_in_its_panel_and_lost_rates_are_shaded(single, figures_s
     assert not panels["AdamW"].patches
 
 
-def test_lost_stretches_end_half_way_to_a_trial_that_was_not_lost():
-    scores = {1e-3: None, 1e-2: None, 1e-1: 0.5, 1.0: None, 10.0: 0.7, 100.0: None}
-    (left, right) = prints.lost_regions(scores, (1e-4, 1e3))
-    assert left == pytest.approx((1e-4, math.sqrt(1e-2 * 1e-1)))
-    assert right == pytest.approx((math.sqrt(10.0 * 100.0), 1e3))
-    assert prints.lost_regions({1.0: None}, (0.1, 10)) == [(0.1, 10)]
-    assert prints.lost_regions({1.0: 0.5}, (0.1, 10)) == []
-
-
 def test_a_profile_of_one_task_has_a_panel_a_target_and_of_several_one(single, figures_single, figures_held):
     panels = {axes.get_title(): axes for axes in figures_single["profile"].axes}
     part, level = single.parts[0], 0.8
@@ -421,15 +412,6 @@ def test_a_figure_takes_any_name(single):
     assert {r"$\frac$", "_hidden"} <= labels
     assert drawn["curves"].axes[0].get_title() == r"$\frac$"
     assert prints.as_png(drawn["sensitivity"], single).startswith(b"\x89PNG")  # with the letters that the font lacks
-
-
-@pytest.mark.parametrize("ends", [(0.11, 2.3), (1e-7, 1e9), (0.5, 0.6), (3e-4, 0.09)])
-def test_round_values_lie_within_and_are_few(ends):
-    low, high = map(math.log10, ends)
-    values = prints.round_values(low, high, 6)
-    assert len(values) <= 6
-    assert all(ends[0] <= value <= ends[1] for value in values)
-    assert len(values) >= 2 or high - low < 0.3
 
 
 # --- whole races, part of races ---

@@ -8,8 +8,8 @@ from test_report import spaced, stage
 from fallline.bench.protocol.comparison import Alarm
 from fallline.bench.race.store import Store
 from fallline.bench.report import page as report
-from fallline.bench.report.figures import AXES
 from fallline.bench.report.looks import DARK, INK, LIGHT
+from fallline.bench.report.series import AXES
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")

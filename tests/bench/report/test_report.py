@@ -15,13 +15,17 @@ from referee import Inline, Referee
 
 from fallline.bench.common.numbers import TENTHS, difference, duration, number
 from fallline.bench.contenders.contender import CONTENDERS, get_contender
+from fallline.bench.protocol.analysis import TAUS
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.comparison import Alarm, Comparison, ContenderResult, results
+from fallline.bench.protocol.comparison import Alarm
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.store import Entry, Race, Store
+from fallline.bench.protocol.records import Place, Race
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Store
 from fallline.bench.report import figures
 from fallline.bench.report import page as report
 from fallline.bench.report.looks import COLOURS, DARK, EITHER, LIGHT, SPARE_COLOURS, coloured, lines, palette
+from fallline.bench.report.series import AXES
 from fallline.bench.runs.loop import Outcome, Run
 
 
@@ -120,7 +124,7 @@ def stage(
         kinds = ("trial", "seed") if "tuned" in design.tracks else ()
         for kind in (*kinds, "default") if "defaults" in design.tracks else kinds:
             for i, (point, final) in enumerate(runs[kind]):
-                entry = Entry(task, optimizer, kind, i)
+                entry = Place(task, optimizer, kind, i)
                 key = " ".join(map(str, (name, *dataclasses.astuple(entry))))
                 store.add(key, Run(task, optimizer, point, i), outcome(final, i, held_out))
                 store.enter(race.id, entry, key)
@@ -299,68 +303,6 @@ def test_against_every_axis_a_curve_ends_where_its_seeds_do(store):
         assert adamw["y"][-1] == pytest.approx(np.mean(spaced(0.4, 7)), rel=1e-4)
 
 
-def test_seconds_are_interpolated_and_a_seed_that_is_over_keeps_its_last_loss():
-    runs = [
-        Outcome("finished", 2, curve={"train loss": [4.0, 2.0, 0.0]}, times={"cpu seconds": [0.0, 1.0, 2.0]}),
-        Outcome("finished", 2, curve={"train loss": [4.0, 2.0, 0.0]}, times={"cpu seconds": [0.0, 2.0, 4.0]}),
-    ]
-    entry = ContenderResult("sgd", {"label": "SGD", "ours": False}, seeds=dict(enumerate(runs)))
-    grid, values = figures.courses(entry, "train loss", "CPU seconds")
-    assert (grid[0], grid[-1]) == (0, 4)
-    assert np.allclose(np.diff(grid), grid[1])
-    assert values[0] == pytest.approx(np.maximum(4 - 2 * grid, 0))
-    assert values[1] == pytest.approx(4 - grid)
-
-
-def test_points_without_a_number_are_left_out_and_long_curves_thinned():
-    steps = [float(i) for i in range(1001)]
-    values = [None, *(1 / step for step in steps[1:])]
-    runs = [Outcome("finished", 1000, curve={"step": steps, "train loss": values}) for _ in range(2)]
-    entry = ContenderResult("sgd", {"label": "SGD", "ours": False}, seeds=dict(enumerate(runs)))
-    x, drawn = figures.courses(entry, "train loss", "steps")
-    assert len(x) == figures.POINTS
-    assert (x[0], x[-1]) == (1, 1000)
-    assert drawn == pytest.approx(np.stack([1 / x, 1 / x]))
-    assert figures.courses(entry, "validation loss", "steps") is None
-    assert figures.courses(entry, "train loss", "wall seconds") is None
-
-
-def panel(rates, ranges=(1e-3, 1.0), extended=None):
-    """An entry whose trials had these learning rates; negative: the trial was lost."""
-    about = {"label": "SGD", "ours": False, "ranges": {"lr": {"low": ranges[0], "high": ranges[1], "scale": "log"}}}
-    about["extended"] = {"lr": {"low": extended[0], "high": extended[1], "scale": "log"}} if extended else {}
-    trials = {
-        i: ({"lr": abs(rate)}, Outcome("finished", 9, score=1.0) if rate > 0 else Outcome("diverged", 9, "why"))
-        for i, rate in enumerate(rates)
-    }
-    return ContenderResult("sgd", about, trials=trials)
-
-
-def test_learning_rates_are_shaded_where_every_trial_was_lost():
-    lost = figures.lost_stretches
-    assert lost(panel([0.01, 0.1])) == []
-    assert lost(panel([0.01, -0.1, 0.9])) == []  # one among those that finished is not for the learning rate's sake
-    ((low, high),) = lost(panel([0.01, -0.25, 0.04]))
-    assert (low, high) == pytest.approx((0.1, 1.0))  # half-way to the next, and up to the end of the range
-    (stretch,) = lost(panel([0.001, -0.01, -0.1, 1.0]))
-    assert stretch == pytest.approx((math.sqrt(1e-5), math.sqrt(0.1)))
-    assert lost(panel([-0.01, -0.1])) == [(1e-3, 1.0)]
-    first, last = lost(panel([-0.002, 0.008, 0.1, -1.6], extended=(1e-3, 10.0)))
-    assert first == pytest.approx((1e-3, 0.004))
-    assert last == pytest.approx((0.4, 10.0))
-
-
-def test_an_extension_of_the_range_is_shaded_and_shown_whole():
-    entry = panel([0.01, 0.5, 4.0], extended=(1e-3, 10.0))
-    about = {"steps": 9, "held_out": True, "floor": None}
-    figure = figures.sensitivity(Comparison("hill", about, "tuned", [entry], {}), entry)
-    (shade,) = figure["layout"]["shapes"]
-    assert (shade["x0"], shade["x1"]) == (1.0, 10.0)
-    low, high = figure["layout"]["xaxis"]["range"]
-    assert low < -3
-    assert high > 1
-
-
 def test_targets_are_drawn_and_those_close_together_share_a_name(store):
     found = stage(store, {"sgd": spaced(0.5), "adamw": spaced(0.6)})
     layout = figures.curves(found.parts[0], lines(found), "validation loss")["layout"]
@@ -380,7 +322,7 @@ def test_a_profile_s_stairs_stand_on_its_shares(store):
     for name, (mean, _, _) in across.profiles.items():
         line = next(trace for trace in figure["data"] if trace["meta"] == name and "name" in trace)
         stairs = dict(zip(line["x"], line["y"], strict=True))  # of two at one time, the later and higher
-        assert stairs == pytest.approx(dict(zip(figures.short_numbers(figures.TAUS), mean, strict=True)), rel=1e-4)
+        assert stairs == pytest.approx(dict(zip(figures.short_numbers(TAUS), mean, strict=True)), rel=1e-4)
         assert all(
             a == b or c == d for a, b, c, d in zip(line["x"], line["x"][1:], line["y"], line["y"][1:], strict=False)
         )
@@ -585,7 +527,7 @@ def test_wall_seconds_are_greyed_out_when_repetitions_differ(store):
         found.parts[0].steady = steady
         page = report.page(found)
         choices = [a for tag, a in Reader(page).elements if tag == "input"]
-        assert [one["value"] for one in choices] == list(figures.AXES)
+        assert [one["value"] for one in choices] == list(AXES)
         assert ["disabled" in one for one in choices] == [False, False, False, not steady]
         assert (report.UNSTEADY in page) is not steady
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fallline.bench.cli.terminal import DATABASE
-from fallline.bench.protocol.comparison import results
+from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.runs.identity import _take_in
 from fallline.bench.runs.loop import Outcome, Run, record, to_device, train

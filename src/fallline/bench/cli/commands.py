@@ -25,20 +25,21 @@ from fallline.bench.cli.train import train
 from fallline.bench.common.names import unknown
 from fallline.bench.common.spaces import as_plain, read_spaces
 from fallline.bench.contenders.contender import CONTENDERS, TEAM, get_contender, spelled, under_schedules
-from fallline.bench.protocol.aa import aa_line, aa_results, aa_table, aa_words, write_aa
-from fallline.bench.protocol.comparison import Results, results
+from fallline.bench.protocol.aa import aa_results
+from fallline.bench.protocol.analysis import Results
 from fallline.bench.protocol.design import TRACKS, Design
+from fallline.bench.protocol.records import Race
 from fallline.bench.protocol.studies import studies as over_studies
-from fallline.bench.protocol.studies import studies_table, studies_words
 from fallline.bench.race.coordinator import RaceError
 from fallline.bench.race.coordinator import race as run_race
-from fallline.bench.race.costs import busy, measure_all
 from fallline.bench.race.loggers import Logging, open_loggers
 from fallline.bench.race.overhead import overhead, overhead_table, overhead_words
-from fallline.bench.race.planner import parse_budget, plan_table, plan_words, propose
-from fallline.bench.race.pool import available_cores, local_pool
-from fallline.bench.race.store import Race, Store
+from fallline.bench.race.plan import busy, measure_all, parse_budget, plan_table, plan_words, propose
+from fallline.bench.race.results import results
+from fallline.bench.race.store import Store
+from fallline.bench.race.workers import available_cores, cluster, local_pool
 from fallline.bench.report import display
+from fallline.bench.report.luck import aa_line, aa_table, aa_words, studies_table, studies_words, write_aa
 from fallline.bench.report.summary import summary
 from fallline.bench.runs.environment import environment
 from fallline.bench.speed.command import step
@@ -242,7 +243,9 @@ def race(
         def hold(one: Design) -> Race:
             mine = {**about, "command": command_line(one)}
             with display.Display(console) as watch:
-                return run_race(one, store, pool, ahead=2 * places, about=mine, watch=watch, heard=loggers.run_finished)
+                return run_race(
+                    one, store, pool, max_pending=2 * places, about=mine, on_progress=watch, on_run=loggers.run_finished
+                )
 
         if aa:
             show_aa(store, hold, design, aa)
@@ -560,7 +563,6 @@ def workplace(scheduler: str | None, jobs: int, out: Path) -> Iterator[tuple[Exe
         if said.exists():
             console.print(Text(f"What was printed while the runs ran is in {said}.", style="dim"))
         return
-    from fallline.bench.race.cluster import cluster  # dask is an extra
 
     with cluster(scheduler) as (executor, workers):
         yield executor, workers

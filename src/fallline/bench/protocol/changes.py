@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fallline.bench.common.numbers import listed
-from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results
+from fallline.bench.protocol.analysis import Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import Design, title
 from fallline.bench.protocol.stats import Interval, stratified_interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, Word, judge

@@ -16,7 +16,7 @@ Settings = dict[str, Setting]
 
 @dataclass
 class Search:
-    """One optimizer's search on one task. `Search.drawn` plans one; without a plan it holds what records say."""
+    """One optimizer's search on one task. `Search.drawn` plans one; a search without a plan holds what records say."""
 
     space: Space = field(default_factory=dict)
     shared: Mapping[str, Setting] = field(default_factory=dict)
@@ -24,6 +24,9 @@ class Search:
 
     plan: list[Settings] = field(default_factory=list)
     """The settings of the trials, by their numbers."""
+
+    count: int = 0
+    """The number of trials in all."""
 
     top: int = 1
     """The number of best trials to rerun."""
@@ -63,7 +66,7 @@ class Search:
         shared = dict(shared or {})
         points = trials(space, count - (first is not None), seed)
         plan = [*([dict(first)] if first is not None else []), *({**shared, **point} for point in points)]
-        return cls(space, shared, plan, top, repeats)
+        return cls(space, shared, plan, count, top, repeats)
 
     def add(self, number: int, outcome: Outcome, settings: Settings | None = None) -> None:
         """Record the outcome of a trial; its settings are those of the plan unless given."""
@@ -80,9 +83,25 @@ class Search:
         return sum(outcome.lost for outcome in self.outcomes.values())
 
     @property
+    def runs(self) -> list[Outcome]:
+        """The outcomes of all trials and reruns."""
+        return [*self.outcomes.values(), *(outcome for some in self.reruns.values() for outcome in some.values())]
+
+    @property
     def tried(self) -> bool:
-        """Whether all trials of the plan have run."""
-        return len(self.trials) == len(self.plan)
+        """Whether all trials have run."""
+        return len(self.trials) == self.count
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether some trial has finished, or may do so yet."""
+        return not self.tried or self.lost < self.count
+
+    @property
+    def runs_wanted(self) -> int:
+        """The number of trials and reruns in all, as far as is known."""
+        candidates = self.count - self.lost if self.tried else self.count
+        return self.count + min(self.top, candidates) * self.repeats
 
     @property
     def finalists(self) -> list[int]:

@@ -6,7 +6,7 @@ import math
 import statistics
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from scipy.stats import binomtest, bootstrap, norm, t, trim_mean
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
+ALPHA = 0.05
+"""The error rate of a family of claims."""
+
 RESAMPLES = 9999
 FEW = 8
 """Below so many numbers the bounds of a bootstrap describe what was seen, and promise nothing."""
@@ -27,6 +30,17 @@ EXACT = 14
 """Up to so many differences every flip of the signs is tried."""
 
 BAND_RESAMPLES = 2000
+
+
+def root_mean_square(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return math.sqrt(statistics.fmean(value**2 for value in known)) if known else None
+
+
+def standard_error(differences: Sequence[float]) -> float | None:
+    """Of their mean; None of fewer than two."""
+    return statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
 
 
 # --- one sample of seeds ---

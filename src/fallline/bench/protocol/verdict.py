@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from fallline.bench.protocol.stats import (
     CONFIDENCE,
@@ -32,6 +32,7 @@ Word = Literal["better", "worse", "practically equal", "no evidence", "too few s
 CLAIMS: tuple[Word, ...] = ("better", "worse")
 """The words that claim a difference."""
 
+WORDS: tuple[Word, ...] = get_args(Word)
 SETTLED: tuple[Word, ...] = (*CLAIMS, "practically equal")
 
 MATRIX_SEEDS = 11

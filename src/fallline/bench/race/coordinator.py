@@ -15,12 +15,24 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, 
 from typing import Any, TypeVar
 
 from fallline.bench.common.seeds import derive, generator, seed_torch
-from fallline.bench.common.spaces import Range, Setting, as_plain, extended, trials
+from fallline.bench.common.spaces import Setting, as_plain
 from fallline.bench.contenders.contender import Contender, entered, get_contender
-from fallline.bench.protocol import design as decide
-from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.verdict import SETTLED, judge
-from fallline.bench.race.store import Entry, Race, Store, now
+from fallline.bench.protocol.comparison import ContenderResult, compare
+from fallline.bench.protocol.design import (
+    CONFIRMATION,
+    CONFIRMING,
+    DEFAULTS,
+    SELECTION,
+    STAGES,
+    TRIAL,
+    Design,
+    run_seed,
+)
+from fallline.bench.protocol.progress import RaceProgress
+from fallline.bench.protocol.records import Place, Race
+from fallline.bench.protocol.search import Search
+from fallline.bench.protocol.verdict import SETTLED
+from fallline.bench.race.store import Store, now
 from fallline.bench.runs.checkpoint import Checkpoint, discard
 from fallline.bench.runs.identity import checksum, fingerprint, race_id, run_key
 from fallline.bench.runs.loop import Gradients, Outcome, Run, train
@@ -39,151 +51,20 @@ class RaceError(Exception):
     """Something keeps the race from going on, in words for its user."""
 
 
-@dataclasses.dataclass
-class Lane:
-    """How far one optimizer has come on one task."""
+@dataclasses.dataclass(frozen=True)
+class Entrant:
+    """What makes the runs of one optimizer on one task."""
 
-    task: Task
     contender: Contender
-    plan: list[dict[str, Setting]]
-    """The settings of its trials."""
-
     code: str
     """The fingerprint of the code and the data behind its runs."""
 
-    design: Design
-    seeds_wanted: int = 0
-    trials: dict[int, Outcome] = dataclasses.field(default_factory=dict)
-    reruns: dict[int, dict[int, Outcome]] = dataclasses.field(default_factory=dict)
-    """Of each finalist, by their numbers."""
 
-    seeds: dict[int, Outcome] = dataclasses.field(default_factory=dict)
-    defaults: dict[int, Outcome] = dataclasses.field(default_factory=dict)
-    extensions: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Ranges, as plain values, that were opened beyond an edge."""
+Entrants = dict[tuple[str, str], Entrant]
+"""By task and optimizer."""
 
-    excuse: str = ""
-    """Why it has no track of shipped settings, if so."""
-
-    @property
-    def finalists(self) -> list[int]:
-        """The trials to rerun, best first; known when all trials are."""
-        return decide.finalists(self.trials, self.design.finalists)
-
-    @property
-    def chosen(self) -> int | None:
-        """The trial whose settings go on, as far as is known by now."""
-        reruns = {number: list(outcomes.values()) for number, outcomes in self.reruns.items()}
-        return decide.chosen(self.trials, reruns, self.design.finalists)
-
-    @property
-    def choice(self) -> list[Outcome]:
-        """The outcomes by which its settings were chosen."""
-        if self.chosen is None:
-            return []
-        return list(self.reruns.get(self.chosen, {}).values()) or [self.trials[self.chosen]]
-
-    @property
-    def tuned(self) -> bool:
-        """Whether it has all trials."""
-        return len(self.trials) == len(self.plan)
-
-    @property
-    def rerun(self) -> bool:
-        """Whether the finalists have all reruns."""
-        wanted = len(self.finalists) * self.design.reruns_each
-        return self.tuned and sum(map(len, self.reruns.values())) == wanted
-
-    @property
-    def wanted(self) -> int:
-        """Runs in all, as far as can be known."""
-        total = self.design.seeds if self.has_defaults else 0
-        if self.plan:
-            lost = sum(outcome.lost for outcome in self.trials.values())
-            total += self.design.runs_wanted(len(self.trials), lost, self.seeds_wanted)
-        return total
-
-    @property
-    def has_defaults(self) -> bool:
-        """Whether it runs with its shipped settings too."""
-        return "defaults" in self.design.tracks and not self.excuse
-
-    @property
-    def runs(self) -> int:
-        """Runs whose outcome is known."""
-        return len(self.outcomes)
-
-    @property
-    def outcomes(self) -> list[Outcome]:
-        """Of all runs so far."""
-        reruns = [outcome for some in self.reruns.values() for outcome in some.values()]
-        return [*self.trials.values(), *reruns, *self.seeds.values(), *self.defaults.values()]
-
-    def settings(self, entry: Entry) -> dict[str, Setting]:
-        """Of an entry's run."""
-        if entry.stage == "default":
-            return dict(self.contender.variant)
-        number = self.chosen if entry.stage == "seed" else entry.number
-        assert number is not None  # seeds are queued only once settings are chosen
-        return self.plan[number]
-
-    def settle(self, entry: Entry, outcome: Outcome) -> None:
-        """Take in what came of a run."""
-        if entry.stage == "choice":
-            self.reruns.setdefault(entry.number, {})[entry.repeat] = outcome
-        else:
-            {"trial": self.trials, "seed": self.seeds, "default": self.defaults}[entry.stage][entry.number] = outcome
-
-    def extend(self) -> None:
-        """Turn the trials kept back to what lies beyond the edges, where the best of the others lies at one."""
-        best = next(iter(decide.finalists(self.trials, 1)), None)
-        if best is None:
-            return
-        space = dict(self.contender.space)
-        for name, there in self.contender.space.items():
-            side = decide.edge_of_search(name, there, self.plan[best][name])
-            if not isinstance(there, Range) or side is None or (wider := extended(there, side)) is None:
-                continue
-            low_side = wider.low != there.low
-            low, high = (wider.low, there.low) if low_side else (there.high, wider.high)
-            space[name] = Range(low, high, there.scale)
-            self.extensions[name] = as_plain(wider)
-        if self.extensions:
-            first = self.design.first_trials
-            search = derive(self.design.seed, "extension", self.contender.name)
-            beyond = trials(space, len(self.plan) - first, search)
-            self.plan[first:] = [{**self.contender.variant, **self.contender.fixed, **point} for point in beyond]
-
-
-@dataclasses.dataclass
-class Progress:
-    """The state of the race, for whoever watches."""
-
-    design: Design
-    lanes: dict[tuple[str, str], Lane]
-    """By task and optimizer."""
-
-    left_out: dict[str, dict[str, str]]
-    """By task: who does not take part, and why."""
-
-    reused: int = 0
-    """Runs that were in the records already."""
-
-    ran: int = 0
-
-    @property
-    def total(self) -> int:
-        """Runs in the race, as far as can be known."""
-        return sum(lane.wanted for lane in self.lanes.values())
-
-    @property
-    def done(self) -> int:
-        """Runs whose outcome is known."""
-        return self.reused + self.ran
-
-
-Watch = Callable[[Progress], None]
-Heard = Callable[[Race, Entry, Run, Outcome], None]
+OnProgress = Callable[[RaceProgress], None]
+OnRun = Callable[[Race, Place, Run, Outcome], None]
 
 
 def race(
@@ -191,10 +72,10 @@ def race(
     store: Store,
     executor: Executor,
     *,
-    ahead: int,
+    max_pending: int,
     about: dict[str, Any],
-    watch: Watch,
-    heard: Heard = lambda *_: None,
+    on_progress: OnProgress,
+    on_run: OnRun = lambda *_: None,
     checkpoint_every: float = CHECKPOINT_EVERY,
 ) -> Race:
     """Run what the records do not hold, and return the race as written down.
@@ -203,48 +84,61 @@ def race(
         design: what is asked for.
         store: the records.
         executor: where the runs run.
-        ahead: runs to hand to the executor at a time; more than it has workers, so that none waits.
+        max_pending: runs to hand to the executor at a time; more than it has workers, so that none waits.
         about: what to remember with the race, for its report: command, machine.
-        watch: called with the progress, after each run at least.
-        heard: told of each run that was run, and not of those found in the records.
+        on_progress: called with the progress, after each run at least.
+        on_run: called with each run that was run, and not with those found in the records.
         checkpoint_every: seconds of a run between two checkpoints.
 
     Raises:
         RaceError: an optimizer cannot run on a task at all, or workers die whatever they run.
         KeyboardInterrupt: passed on, when what has finished is written down.
     """
-    progress = line_up(design)
-    written = write_down(design, store, progress, about)
+    progress, entrants = line_up(design)
+    written = write_down(design, store, progress, entrants, about)
     folder = store.path.resolve().parent / "checkpoints"  # workers may be at home elsewhere
-    shipped = [place for place, lane in progress.lanes.items() if lane.has_defaults]
-    tuned = [place for place, lane in progress.lanes.items() if lane.plan]
-    queue = deque(Entry(*place, "default", number) for number in range(design.seeds) for place in shipped)
-    queue.extend(Entry(*place, "trial", number) for number in range(design.first_trials) for place in tuned)
+    queue = deque(
+        Place(task, name, stage, number)
+        for track, stage, count in (("defaults", DEFAULTS, design.seeds), ("tuned", TRIAL, design.first_trials))
+        for number in range(count)
+        for task, name in entrants
+        if name in progress.results.get((task, track), ())
+    )
 
-    def plan(entry: Entry) -> tuple[Run, str]:
-        lane = progress.lanes[entry.task, entry.optimizer]
-        run = plan_run(design, entry, lane)
-        return run, run_key(run, lane.code)
+    def planned(place: Place) -> tuple[Run, str]:
+        entrant = entrants[place.task, place.optimizer]
+        run = plan_run(design, place, entrant, progress.result(place))
+        return run, run_key(run, entrant.code)
 
-    def settle(entry: Entry, run: Run, key: str, outcome: Outcome, known: bool) -> None:
+    def record(place: Place, run: Run, key: str, outcome: Outcome, known: bool) -> None:
         progress.reused += known
         progress.ran += not known
-        lane = progress.lanes[entry.task, entry.optimizer]
-        store.enter(written.id, entry, key)
-        lane.settle(entry, outcome)
+        store.enter(written.id, place, key)
+        result = progress.result(place)
+        result.add(place.stage, place.number, place.repeat, run.settings, outcome)
         if not known:
-            heard(written, entry, run, outcome)
-        if following := follow(lane, entry):
-            withdraw(store, written.id, lane, following[0])
+            on_run(written, place, run, outcome)
+        if following := follow(design, place, result):
+            withdraw(following[0])
             queue.extend(following)
-        if lane.extensions and entry.stage == "trial":
-            write_down(design, store, progress, about)  # so that its report knows of them
-        if entry.stage == "seed" and design.until_decided:
-            queue.extend(undecided(progress, entry.task))
+        if result.about["extended"] and place.stage == TRIAL:
+            write_down(design, store, progress, entrants, about)  # so that its report knows of them
+        if place.stage == CONFIRMATION and design.until_decided:
+            queue.extend(undecided(progress, place.task))
+
+    def withdraw(first: Place) -> None:
+        """Take back places of a stage, about to begin, that stem from a choice which this race no longer makes.
+
+        A run that failed is tried again when the race goes on; if it does well then, other settings may be chosen.
+        """
+        for place, key in store.entered(written.id, first.task, first.optimizer, first.stage):
+            stale = place.stage == SELECTION and place.number not in progress.result(place).search.finalists
+            if stale or planned(place)[1] != key:
+                store.withdraw(written.id, place)
 
     def submit(run: Run, key: str) -> Future[Outcome]:
-        lane = progress.lanes[run.task, run.optimizer]
-        return executor.submit(attempt, run, lane.code, Checkpoint(folder / f"{key}.pt", checkpoint_every))
+        code = entrants[run.task, run.optimizer].code
+        return executor.submit(attempt, run, code, Checkpoint(folder / f"{key}.pt", checkpoint_every))
 
     def stored(key: str) -> None:
         for leftover in folder.glob(f"{key}*"):
@@ -258,65 +152,54 @@ def race(
     for key in {leftover.name.partition(".")[0] for leftover in folder.glob("*.pt*")}:
         if store.find(key):  # a coordinator was killed before it had cleared up
             stored(key)
-    work_off(queue, plan, submit, store, settle, lambda: watch(progress), ahead=ahead, stored=stored, reached=reached)
+    work_off(
+        queue,
+        planned,
+        submit,
+        store,
+        record,
+        lambda: on_progress(progress),
+        max_pending=max_pending,
+        stored=stored,
+        reached=reached,
+    )
     with contextlib.suppress(OSError):
         folder.rmdir()  # unless something is in it
     return written
 
 
-def withdraw(store: Store, race_id: str, lane: Lane, first: Entry) -> None:
-    """Take back entries of a stage, about to begin, that stem from a choice which this race no longer makes.
+def follow(design: Design, place: Place, result: ContenderResult) -> list[Place]:
+    """The places that come next for a contender, once a run of it has come in."""
+    search, stage = result.search, place.stage
 
-    A run that failed is tried again when the race goes on; if it does well then, other settings may be chosen.
-    """
-    for entry, key in store.entered(race_id, first.task, first.optimizer, first.stage):
-        stale = entry.stage == "choice" and entry.number not in lane.finalists
-        if stale or run_key(plan_run(lane.design, entry, lane), lane.code) != key:
-            store.withdraw(race_id, entry)
+    def places(stage: str, numbers: range | list[int], repeats: int = 1) -> list[Place]:
+        return [Place(place.task, place.optimizer, stage, *one) for one in itertools.product(numbers, range(repeats))]
 
-
-def follow(lane: Lane, entry: Entry) -> list[Entry]:
-    """What a lane runs next, once a run of it has come in."""
-    design, task, name = lane.design, entry.task, entry.optimizer
-    if entry.stage == "trial" and not lane.tuned and len(lane.trials) == design.first_trials:
-        lane.extend()
-        return [Entry(task, name, "trial", number) for number in range(design.first_trials, design.trials)]
-    if entry.stage == "trial" and lane.tuned and design.reruns_each:
-        numbers = itertools.product(lane.finalists, range(design.reruns_each))
-        return [Entry(task, name, "choice", number, repeat) for number, repeat in numbers]
-    if entry.stage in ("trial", "choice") and lane.rerun and lane.chosen is not None:
-        return [Entry(task, name, "seed", number) for number in range(lane.seeds_wanted)]
+    if stage == TRIAL and not search.tried and len(search.trials) == design.first_trials:
+        opened = search.extend(derive(design.seed, "extension", place.optimizer))
+        result.about["extended"].update({name: as_plain(wider) for name, wider in opened.items()})
+        return places(TRIAL, range(design.first_trials, design.trials))
+    if stage == TRIAL and search.tried and search.repeats:
+        return places(SELECTION, search.finalists, search.repeats)
+    if stage in (TRIAL, SELECTION) and search.done and search.hopeful:
+        return places(CONFIRMATION, range(result.seeds_wanted))
     return []
 
 
-def undecided(progress: Progress, task: str) -> list[Entry]:
+def undecided(progress: RaceProgress, task: str) -> list[Place]:
     """More seeds for those whom a task's seeds have not told from the baseline, and for the baseline."""
     design = progress.design
-    lanes = {name: lane for (where, name), lane in progress.lanes.items() if where == task and lane.chosen is not None}
-    if any(not lane.rerun or len(lane.seeds) < lane.seeds_wanted for lane in lanes.values()):
-        return []
-    candidates = [(name, lane.contender.ours, lane.choice) for name, lane in lanes.items()]
-    against = decide.baseline(design.baseline, candidates)
-    at = max((lane.seeds_wanted for lane in lanes.values()), default=0)
+    results = [one for one in progress.results[task, "tuned"].values() if one.search.hopeful]
+    at = max(one.seeds_wanted for one in results)
     further = next((look for look in design.looks if look > at), None)
-    if against is None or further is None:
+    if further is None or any(not one.search.done or len(one.seeds) < one.seeds_wanted for one in results):
         return []
-    losses = {
-        name: {number: outcome.result.get("loss") for number, outcome in lane.seeds.items()}
-        for name, lane in lanes.items()
-    }
-    confirmed = [list(lane.seeds.values()) for lane in lanes.values()]
-    on = lanes[against].task
-    initial = decide.initial_loss(itertools.chain(*confirmed), on.held_out)
-    band = decide.equivalence(on.equivalence, initial, decide.best_loss(confirmed))
-    verdicts = judge(decide.pairs(losses, against), band, looks=len(design.looks))
-    open_ones = [
-        name for name, verdict in verdicts.items() if verdict.word not in SETTLED and lanes[name].seeds_wanted == at
-    ]
+    found = compare(design, task, "tuned", progress.tasks[task], results)
+    still_open = [one for one in results if one.verdict and one.verdict.word not in SETTLED and one.seeds_wanted == at]
     more = []
-    for name in [against, *open_ones] if open_ones else []:
-        more += [Entry(task, name, "seed", number) for number in range(lanes[name].seeds_wanted, further)]
-        lanes[name].seeds_wanted = further
+    for one in [found.baseline, *still_open] if found.baseline and still_open else []:
+        more += [Place(task, one.name, CONFIRMATION, number) for number in range(one.seeds_wanted, further)]
+        one.seeds_wanted = further
     return more
 
 
@@ -325,10 +208,10 @@ def work_off(
     plan: Callable[[T], tuple[Run, str]],
     submit: Callable[[Run, str], Future[Outcome]],
     store: Store,
-    settle: Callable[[T, Run, str, Outcome, bool], None],
+    record: Callable[[T, Run, str, Outcome, bool], None],
     tick: Callable[[], None],
     *,
-    ahead: int,
+    max_pending: int,
     stored: Callable[[str], None] = lambda key: None,
     reached: Callable[[str], Any] = lambda key: None,
 ) -> None:
@@ -339,14 +222,14 @@ def work_off(
     says several times that it could not be run; such a one needs not be alone.
 
     Args:
-        queue: what to do; `settle` may add to it.
+        queue: what to do; `record` may add to it.
         plan: the run that an item asks for, and its key.
         submit: hands a run, and its key, to a worker.
         store: the records.
-        settle: is told what came of an item, and whether the records knew it.
+        record: called with what came of an item, and whether the records knew it.
         tick: called after each run at least.
-        ahead: runs to hand out at a time.
-        stored: told the key of a run that is written down.
+        max_pending: runs to hand out at a time.
+        stored: called with the key of a run that is written down.
         reached: how far the run of a key has come, if that can be told.
 
     Raises:
@@ -365,7 +248,7 @@ def work_off(
     def finish(item: T, run: Run, key: str, outcome: Outcome) -> None:
         outcome = store.add(key, run, outcome)
         stored(key)
-        settle(item, run, key, outcome, False)
+        record(item, run, key, outcome, False)
 
     def collect(futures: set[Future[Outcome]]) -> None:
         nonlocal given_up
@@ -403,11 +286,11 @@ def work_off(
         pending[submit(run, key)] = item, run, key
 
     def fill() -> None:
-        while queue and len(pending) < ahead:
+        while queue and len(pending) < max_pending:
             item = queue.popleft()
             run, key = plan(item)
             if known := store.find(key, run):
-                settle(item, run, key, known, True)
+                record(item, run, key, known, True)
             elif any(key == other for _, _, other in pending.values()):
                 queue.append(item)  # one run in two places; soon it will be known
                 return
@@ -432,9 +315,10 @@ def work_off(
     tick()
 
 
-def line_up(design: Design) -> Progress:
-    """Make the lanes, after one rehearsed step of each optimizer: what cannot run says so before the race."""
-    progress = Progress(design, {}, {})
+def line_up(design: Design) -> tuple[RaceProgress, Entrants]:
+    """Line everyone up, after one rehearsed step of each optimizer: what cannot run says so before the race."""
+    progress = RaceProgress(design, {name: get_task(name).describe() for name in design.tasks})
+    entrants: Entrants = {}
     for where, name in itertools.product(design.tasks, design.optimizers):
         task = get_task(where)
         contender = entered(name, task, design.spaces)
@@ -442,26 +326,38 @@ def line_up(design: Design) -> Progress:
         if excuse := contender.excuse(task.model()):
             progress.left_out.setdefault(where, {})[name] = excuse
             continue
-        points = trials(contender.space, design.trials, derive(design.seed, "search", name))
-        known = {**contender.variant, **contender.fixed}
-        plan = [{**known, **point} for point in points] if "tuned" in design.tracks else []
-        lane = Lane(task, contender, plan, "", design, seeds_wanted=design.seeds if plan else 0)
+        about = {**contender.describe(), "extended": {}, "excuse": ""}
+        results = {track: ContenderResult(name, about, track, seeds_wanted=design.seeds) for track in design.tracks}
+        shipped = dict(contender.variant)
+        first = shipped
+        if "tuned" in results:
+            results["tuned"].search = Search.drawn(
+                contender.space,
+                design.trials,
+                derive(design.seed, "search", name),
+                shared={**contender.variant, **contender.fixed},
+                top=design.finalists,
+                repeats=design.reruns_each,
+            )
+            first = results["tuned"].search.plan[0]
         try:
-            lane.code = rehearse(task, contender, plan[0] if plan else dict(contender.variant))
+            entrants[where, name] = Entrant(contender, rehearse(task, contender, first))
         except Exception as error:
             raise RaceError(f"{name} cannot run on {where}: {type(error).__name__}: {error}") from error
-        if "defaults" in design.tracks and plan:
+        if len(results) > 1:
             try:
-                rehearse(task, contender, dict(contender.variant))
+                rehearse(task, contender, shipped)
             except Exception as error:
-                lane.excuse = f"{contender.label} has no settings of its own to run with ({error})"
-        progress.lanes[where, name] = lane
+                about["excuse"] = f"{contender.label} has no settings of its own to run with ({error})"
+                del results["defaults"]
+        for track, result in results.items():
+            progress.results.setdefault((where, track), {})[name] = result
     for where in design.tasks:
-        if not any(task == where for task, _ in progress.lanes):
+        if not any(task == where for task, _ in entrants):
             raise RaceError(f"nobody is left to race on {where}: " + "; ".join(progress.left_out[where].values()))
-    seeds = [decide.run_seed(design, stage, n) for stage in decide.STAGES[1:] for n in range(max(design.looks))]
+    seeds = [run_seed(design, stage, n) for stage in STAGES[1:] for n in range(max(design.looks))]
     assert len(set(seeds)) == len(seeds)  # two runs of one seed would count twice
-    return progress
+    return progress, entrants
 
 
 def rehearse(task: Task, contender: Contender, settings: dict[str, Setting]) -> str:
@@ -491,34 +387,34 @@ def code_behind(run: Run) -> str:
     return _codes[task, run.optimizer]
 
 
-def write_down(design: Design, store: Store, progress: Progress, about: dict[str, Any]) -> Race:
+def write_down(design: Design, store: Store, progress: RaceProgress, entrants: Entrants, about: dict[str, Any]) -> Race:
     """Enter the race in the records."""
     asked = dataclasses.asdict(design)
-    codes = {" ".join(place): lane.code for place, lane in progress.lanes.items()}
-    entered = {" ".join(place): lane.contender.describe() for place, lane in progress.lanes.items()}
+    codes = {" ".join(place): entrant.code for place, entrant in entrants.items()}
+    described = {" ".join(place): entrant.contender.describe() for place, entrant in entrants.items()}
     setting = {
         **about,
         "left_out": progress.left_out,
-        "tasks": {name: get_task(name).describe() for name in design.tasks},
+        "tasks": progress.tasks,
         "contenders": {
-            where: {
-                name: {**lane.contender.describe(), "extended": lane.extensions, "excuse": lane.excuse}
-                for (task, name), lane in progress.lanes.items()
-                if task == where
-            }
+            where: {name: results[0].about for task, name, results in progress.contenders() if task == where}
             for where in design.tasks
         },
     }
-    written = Race(race_id(asked, codes, entered), asked, setting, now())
+    written = Race(race_id(asked, codes, described), asked, setting, now())
     store.open_race(written)
     return written
 
 
-def plan_run(design: Design, entry: Entry, lane: Lane) -> Run:
-    """The run of an entry. Its seed does not depend on the optimizer: that makes pairs."""
-    seed = decide.run_seed(design, entry.stage, entry.repeat if entry.stage == "choice" else entry.number)
-    test = entry.stage in decide.CONFIRMING
-    return Run(entry.task, entry.optimizer, lane.settings(entry), seed, test=test, device=design.device)
+def plan_run(design: Design, place: Place, entrant: Entrant, result: ContenderResult) -> Run:
+    """The run of a place. Its seed does not depend on the optimizer: that makes pairs."""
+    seed = run_seed(design, place.stage, place.repeat if place.stage == SELECTION else place.number)
+    settings: dict[str, Setting] | None = dict(entrant.contender.variant)
+    if place.stage != DEFAULTS:
+        settings = result.search.chosen if place.stage == CONFIRMATION else result.search.plan[place.number]
+    assert settings is not None  # seeds are queued only once settings are chosen
+    test = place.stage in CONFIRMING
+    return Run(place.task, place.optimizer, settings, seed, test=test, device=design.device)
 
 
 def attempt(run: Run, code: str, checkpoint: Checkpoint | None = None) -> Outcome:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from fallline.bench.common.files import append
 from fallline.bench.common.names import unknown
-from fallline.bench.race.store import Entry, Race
+from fallline.bench.protocol.records import Place, Race
 from fallline.bench.runs.loop import Outcome, Run
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Point = tuple[int, dict[str, float]]
 class Logger(Protocol):
     """Someone who is told what comes of a race; any of these may raise, and the race goes on without that logger."""
 
-    def run_finished(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
+    def run_finished(self, race: Race, entry: Place, run: Run, outcome: Outcome) -> None:
         """A run was trained, or lost: called once for each that this command trained, not for those in the records."""
 
     def race_finished(self, race: Race, summary: Mapping[str, Mapping[str, float]]) -> None:
@@ -53,7 +53,7 @@ class Logging:
         self.loggers = list(loggers)
         self._complain = complain or (lambda message: warnings.warn(message, RuntimeWarning, stacklevel=2))
 
-    def run_finished(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
+    def run_finished(self, race: Race, entry: Place, run: Run, outcome: Outcome) -> None:
         """Tell each logger."""
         self._tell(lambda logger: logger.run_finished(race, entry, run, outcome))
 
@@ -91,7 +91,7 @@ class Jsonl:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "log.jsonl"
 
-    def run_finished(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
+    def run_finished(self, race: Race, entry: Place, run: Run, outcome: Outcome) -> None:
         """Append a line."""
         place = {"race": race.id, **asdict(entry), "settings": plain(run.settings), "seed": run.seed}
         line = json.dumps({**place, **asdict(outcome)}, allow_nan=False)
@@ -111,7 +111,7 @@ class TensorBoard:
         importlib.import_module("torch.utils.tensorboard")  # if it is missing, say so before the race
         self._folder = folder / "tensorboard"
 
-    def run_finished(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
+    def run_finished(self, race: Race, entry: Place, run: Run, outcome: Outcome) -> None:
         """Write the events of one run."""
         from torch.utils.tensorboard.summary import hparams, scalar
 
@@ -165,7 +165,7 @@ class Tracker:
         finally:
             tracked.finish()
 
-    def run_finished(self, race: Race, entry: Entry, run: Run, outcome: Outcome) -> None:
+    def run_finished(self, race: Race, entry: Place, run: Run, outcome: Outcome) -> None:
         """Log a run, its settings and its place as the configuration."""
         about = {"seed": run.seed, "status": outcome.status, "reason": outcome.reason}
         config = plain({**run.settings, **asdict(entry), **about})
@@ -274,7 +274,7 @@ def library(name: str) -> Any:
     return package
 
 
-def run_name(entry: Entry) -> str:
+def run_name(entry: Place) -> str:
     """A name for a run that no other run of its race has: task, optimizer, stage and number."""
     numbers = [entry.number, entry.repeat] if entry.stage == "choice" else [entry.number]
     return "-".join([entry.task, entry.optimizer, entry.stage, *map(str, numbers)])

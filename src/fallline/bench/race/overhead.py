@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
 from fallline.bench.contenders.contender import get_contender
+from fallline.bench.race.plan import one_thread
 from fallline.bench.runs.checkpoint import Checkpoint
 from fallline.bench.runs.loop import Run, lr_factor, train
 from fallline.bench.tasks import Split, get_task
@@ -243,17 +243,6 @@ def bare_loop(name: str, settings: Settings) -> Losses:
         if step % (task.steps // task.evaluations) == 0:
             losses.append(evaluate("validation"))
     return tuple(losses), evaluate("test")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch on one thread, as in the race's workers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def overhead_table(found: Sequence[Overhead]) -> Table:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 from fallline.bench.common.plain import LARGEST, Misfit, check, decoded, shown
 from fallline.bench.common.spaces import Setting, dimension
-from fallline.bench.protocol.design import CONFIRMING, TRACKS, Design
+from fallline.bench.protocol.design import CONFIRMATION, CONFIRMING, DEFAULTS, SELECTION, TRACKS, TRIAL, Design
+from fallline.bench.protocol.records import About, Place, Race
 from fallline.bench.runs.loop import Outcome, Run
 
 T = TypeVar("T")
@@ -38,85 +39,6 @@ CREATE TABLE entries (
     race TEXT REFERENCES races, task TEXT, optimizer TEXT, stage TEXT, number INTEGER, repeat INTEGER, run TEXT,
     PRIMARY KEY (race, task, optimizer, stage, number, repeat));
 """
-# What a race of schema 1 was: one task, the best trial confirmed as it was.
-FROM_1 = f"""
-ALTER TABLE races RENAME TO races_1; ALTER TABLE entries RENAME TO entries_1; ALTER TABLE runs RENAME TO runs_1;
-{SCHEMA}
-INSERT INTO runs SELECT * FROM runs_1;
-INSERT INTO races SELECT id,
-    CASE WHEN json_valid(design) AND typeof(task) = 'text' THEN
-        json_remove(json_set(design, '$.tasks', json_array(task), '$.finalists', 1), '$.task') END,
-    CASE WHEN json_valid(setting) AND typeof(task) = 'text' THEN
-        json_set(setting, '$.contenders', json_object(task, json_extract(setting, '$.contenders')),
-            '$.left_out', json_object(task, json_extract(setting, '$.left_out'))) END,
-    started_at, used_at FROM races_1;
-INSERT INTO entries SELECT race, task, optimizer, stage, number, 0, run FROM entries_1 JOIN races_1 ON race = id;
-DROP TABLE entries_1; DROP TABLE races_1; DROP TABLE runs_1;
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A run's place in a race: the `number`-th of its stage (`Stage` in `design.py`), of one optimizer on one task.
-
-    Of the stage `choice`, `number` is the trial's and `repeat` counts its reruns.
-    """
-
-    task: str
-    optimizer: str
-    stage: str
-    number: int
-    repeat: int = 0
-
-
-class TaskAbout(TypedDict):
-    """What a report says of a task, see `Task.describe`; there may be more."""
-
-    summary: str
-    steps: float
-    held_out: bool
-    floor: float | None
-    floor_name: NotRequired[str]
-    equivalence: NotRequired[float | None]
-    reference: NotRequired[tuple[float, str] | None]
-
-
-class ContenderAbout(TypedDict):
-    """What a report says of an optimizer, see `Contender.describe`; there may be more."""
-
-    label: str
-    ours: bool
-    space: dict[str, str]
-    fixed: dict[str, Setting]
-    schedule: str
-    source: NotRequired[str]
-    ranges: NotRequired[dict[str, Any]]
-    extended: NotRequired[dict[str, Any]]
-    excuse: NotRequired[str]
-
-
-class About(TypedDict):
-    """What the report needs of a race and the runs do not tell; there may be more."""
-
-    command: NotRequired[str]
-    environment: NotRequired[dict[str, str]]
-    left_out: dict[str, dict[str, str]]
-    tasks: NotRequired[dict[str, TaskAbout]]
-    contenders: dict[str, dict[str, ContenderAbout]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Race:
-    """A race as it was written down."""
-
-    id: str
-    design: dict[str, Any]
-    """What was asked for: see `Design`."""
-
-    setting: dict[str, Any]
-    """What the report needs and the runs do not tell: tasks, spaces, who was left out, command, machine: `About`."""
-
-    started_at: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,26 +156,26 @@ def read_race(row: tuple[Any, ...]) -> Race:
     return Race(id, asked, {"command": "", "environment": {}, **about}, started_at)
 
 
-def read_entry(row: tuple[Any, ...], race: Race) -> tuple[Entry, str]:
+def read_place(row: tuple[Any, ...], race: Race) -> tuple[Place, str]:
     """A row of `entries`, and the key of its run; `Misfit` where it is no place in this race."""
-    _, *place, key = _cells(row, ENTRY)
-    entry, design = Entry(*place), Design.read(race.design)
-    if entry.task not in design.tasks:
-        raise Misfit(f"task is {shown(entry.task)}, and none of its race's")
-    if entry.optimizer not in race.setting["contenders"][entry.task]:
-        raise Misfit(f"optimizer is {shown(entry.optimizer)}, and none of its race's")
+    _, *cells, key = _cells(row, ENTRY)
+    place, design = Place(*cells), Design.read(race.design)
+    if place.task not in design.tasks:
+        raise Misfit(f"task is {shown(place.task)}, and none of its race's")
+    if place.optimizer not in race.setting["contenders"][place.task]:
+        raise Misfit(f"optimizer is {shown(place.optimizer)}, and none of its race's")
     places: dict[str, tuple[int, int]] = {}
     if "defaults" in design.tracks:
-        places |= {"default": (design.seeds, 1)}
+        places |= {DEFAULTS: (design.seeds, 1)}
     if "tuned" in design.tracks:
-        places |= {"trial": (design.trials, 1), "choice": (design.trials, design.reruns_each)}
-        places |= {"seed": (max(design.looks), 1)}
-    if entry.stage not in places:
-        raise Misfit(f"stage is {shown(entry.stage)}, and none of its race's")
-    numbers, repeats = places[entry.stage]
-    if not (0 <= entry.number < numbers and 0 <= entry.repeat < repeats):
-        raise Misfit(f"number {entry.number}, repeat {entry.repeat} is no {entry.stage} of its race")
-    return entry, key
+        places |= {TRIAL: (design.trials, 1), SELECTION: (design.trials, design.reruns_each)}
+        places |= {CONFIRMATION: (max(design.looks), 1)}
+    if place.stage not in places:
+        raise Misfit(f"stage is {shown(place.stage)}, and none of its race's")
+    numbers, repeats = places[place.stage]
+    if not (0 <= place.number < numbers and 0 <= place.repeat < repeats):
+        raise Misfit(f"number {place.number}, repeat {place.repeat} is no {place.stage} of its race")
+    return place, key
 
 
 class Store:
@@ -264,11 +186,12 @@ class Store:
 
     Args:
         path: the file; it is made if it is not there.
-        read_only: leave the file as it is. One of an older schema is read into memory, and brought to this one there.
+        read_only: leave the file as it is.
         complain: is told, in a sentence, of rows that cannot be read; by default that is a Python warning.
 
     Raises:
-        ValueError: the file is no such database, is damaged, cannot be opened, or comes from a newer fallline.
+        ValueError: the file is no such database, is damaged, cannot be opened, or comes from a newer fallline
+            or a much older one.
     """
 
     def __init__(self, path: Path, read_only: bool = False, complain: Callable[[str], None] = warnings.warn) -> None:
@@ -283,11 +206,12 @@ class Store:
             try:
                 version = self._version()
                 self._check_whole()
-                if read_only and version < SCHEMA_VERSION:
-                    self._db = _in_memory(self._db)
                 if not read_only:
                     self._write_ahead()
-                if version < SCHEMA_VERSION:
+                elif version == 0:  # an empty file, which stays one
+                    self._db.close()
+                    self._db = sqlite3.connect(":memory:")
+                if version == 0:
                     self._build()
                 self._check_tables()
                 self._db.text_factory = _text
@@ -308,6 +232,11 @@ class Store:
             raise ValueError(
                 f"{self.path} was written by a newer fallline (schema {version}, here {SCHEMA_VERSION}): "
                 "pip install --upgrade fallline"
+            )
+        if 0 < version < SCHEMA_VERSION:
+            raise ValueError(
+                f"{self.path} was written by an early fallline (schema {version}, here {SCHEMA_VERSION}) and is no "
+                "longer read: move it away to begin anew"
             )
         return int(version)
 
@@ -339,10 +268,10 @@ class Store:
                 time.sleep(0.01)
 
     def _build(self) -> None:
-        """Make the tables, or bring older ones to this schema: all at once, and once among several coordinators."""
+        """Make the tables: all at once, and once among several coordinators."""
         self._db.execute("BEGIN IMMEDIATE")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        for statement in {0: SCHEMA, 1: FROM_1}.get(version, "").split(";"):
+        for statement in SCHEMA.split(";") if version == 0 else ():
             self._db.execute(statement)
         self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         self._db.commit()
@@ -441,28 +370,28 @@ class Store:
                 row,
             )
 
-    def enter(self, race_id: str, entry: Entry, key: str) -> None:
+    def enter(self, race_id: str, place: Place, key: str) -> None:
         """Give a run its place in a race."""
         with self.writing() as db:
             db.execute(
                 "INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (race_id, *dataclasses.astuple(entry), key),
+                (race_id, *dataclasses.astuple(place), key),
             )
 
-    def withdraw(self, race_id: str, entry: Entry) -> None:
+    def withdraw(self, race_id: str, place: Place) -> None:
         """Take a place in a race back; the run stays."""
         with self.writing() as db:
             db.execute(
                 "DELETE FROM entries WHERE (race, task, optimizer, stage, number, repeat) = (?, ?, ?, ?, ?, ?)",
-                (race_id, *dataclasses.astuple(entry)),
+                (race_id, *dataclasses.astuple(place)),
             )
 
-    def entered(self, race_id: str, task: str, optimizer: str, stage: str) -> list[tuple[Entry, str]]:
+    def entered(self, race_id: str, task: str, optimizer: str, stage: str) -> list[tuple[Place, str]]:
         """The places of a stage that are taken, and the keys of the runs there; none of a race that is not there."""
         where = "WHERE (race, task, optimizer, stage) = (?, ?, ?, ?) ORDER BY number, repeat"
         if (race := self._race(race_id)) is None:
             return []
-        read = functools.partial(read_entry, race=race)
+        read = functools.partial(read_place, race=race)
         return [found for _, found in self._read("entries", read, where, race_id, task, optimizer, stage)]
 
     def races(self) -> list[Race]:
@@ -476,31 +405,31 @@ class Store:
         """The race that was run last, of those with a task or of any."""
         return next((race for race in self.races() if task is None or task in race.design["tasks"]), None)
 
-    def runs(self, race_id: str) -> Iterator[tuple[Entry, Run, Outcome]]:
+    def runs(self, race_id: str) -> Iterator[tuple[Place, Run, Outcome]]:
         """The runs of a race, in order; none of a race that is not there."""
         race = self._race(race_id)
         if race is None:
             return
 
-        def read(row: tuple[Any, ...]) -> tuple[Entry, Kept | None]:
-            entry, key = read_entry(row, race)
-            return entry, self._run_of(entry, key)
+        def read(row: tuple[Any, ...]) -> tuple[Place, Kept | None]:
+            place, key = read_place(row, race)
+            return place, self._run_of(place, key)
 
         where = "WHERE race = ? ORDER BY task, optimizer, stage, number, repeat"
-        for _, (entry, kept) in list(self._read("entries", read, where, race_id)):
+        for _, (place, kept) in list(self._read("entries", read, where, race_id)):
             if kept is not None:
-                test = entry.stage in CONFIRMING
-                yield entry, Run(entry.task, entry.optimizer, kept.settings, kept.seed, test=test), kept.outcome
+                test = place.stage in CONFIRMING
+                yield place, Run(place.task, place.optimizer, kept.settings, kept.seed, test=test), kept.outcome
 
-    def _run_of(self, entry: Entry, key: str) -> Kept | None:
+    def _run_of(self, place: Place, key: str) -> Kept | None:
         """The run at a place; None where its own row cannot be read, which has been noted then."""
         kept = self._kept(key)
         if kept is None:
             if not list(self._rows("SELECT 1 FROM runs WHERE key = ?", key)):
                 raise Misfit("its run is not there")
             return None
-        check_same(kept, entry.task, entry.optimizer)
-        check_raced(kept.outcome, entry.stage in CONFIRMING)
+        check_same(kept, place.task, place.optimizer)
+        check_raced(kept.outcome, place.stage in CONFIRMING)
         return kept
 
     def merge(self, other: Path) -> Merged:
@@ -531,7 +460,7 @@ class Store:
             def read(row: tuple[Any, ...]) -> bool:
                 if row[0] not in there:
                     raise Misfit("its race is not there, or cannot be read")
-                return theirs._run_of(*read_entry(row, there[row[0]])) is not None
+                return theirs._run_of(*read_place(row, there[row[0]])) is not None
 
             for row, whole in theirs._read("entries", read):
                 if whole:
@@ -651,14 +580,6 @@ def _logged(path: Path) -> bool:
     """Whether something that was written is not yet in the file itself, but in the log beside it."""
     log = path.with_name(f"{path.name}-wal")
     return log.exists() and log.stat().st_size > 0
-
-
-def _in_memory(db: sqlite3.Connection) -> sqlite3.Connection:
-    """A copy, to be changed at will."""
-    copy = sqlite3.connect(":memory:")
-    db.backup(copy)
-    db.close()
-    return copy
 
 
 def now() -> str:

@@ -1,28 +1,31 @@
 """What a race shows in the terminal: a live table, or plain lines where there is no terminal; and the result."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
 from fallline.bench.common.live import Watching
 from fallline.bench.common.numbers import difference, number, spread
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
-from fallline.bench.race.coordinator import Lane, Progress
+from fallline.bench.protocol.progress import RaceProgress
+from fallline.bench.runs.loop import Outcome
 
 
 class Display(Watching):
-    """Watches a race. `with Display(console) as display: race(..., watch=display)`."""
+    """Watches a race. `with Display(console) as display: race(..., on_progress=display)`."""
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: RaceProgress) -> None:
         """Show the progress."""
         left = self.left(progress.ran, progress.total - progress.done)
         self.show(lambda: lanes_table(progress), lambda: self.line(progress, left), progress.done, progress.total, left)
 
-    def line(self, progress: Progress, left: str) -> str:
+    def line(self, progress: RaceProgress, left: str) -> str:
         """The progress in a line."""
         return f"{progress.done}/{progress.total} runs, {left} left"
 
 
-def lanes_table(progress: Progress) -> Table:
+def lanes_table(progress: RaceProgress) -> Table:
     """One row for each optimizer on each task."""
     design = progress.design
     tasks = ", ".join(design.tasks)
@@ -31,24 +34,27 @@ def lanes_table(progress: Progress) -> Table:
     headings += ["trials", "reruns", "best loss", "seeds"] if "tuned" in design.tracks else []
     for heading in ["", "runs", "lost", *headings] if len(design.tasks) == 1 else ["", "", "runs", "lost", *headings]:
         table.add_column(heading, justify="right" if heading else "left")
-    for (task, _), lane in progress.lanes.items():
-        best = lane.finalists[0] if lane.finalists else None
-        reruns = sum(map(len, lane.reruns.values()))
+    for task, name, results in progress.contenders():
+        first = results[0]
+        runs = [outcome for result in results for outcome in result.runs]
         row: list[Text | str] = [task] if len(design.tasks) > 1 else []
-        row += [Text(lane.contender.label, style="bold" if lane.contender.ours else "")]
-        row += [f"{lane.runs}/{lane.wanted}", lost(lane)]
+        row += [Text(first.label, style="bold" if first.ours else "")]
+        row += [f"{len(runs)}/{sum(result.runs_wanted for result in results)}", lost(runs)]
         if "defaults" in design.tracks:
-            row += [str(len(lane.defaults)) if lane.has_defaults else "–"]
-        if lane.plan:
-            score = lane.trials[best].score if best is not None else None
-            row += [str(len(lane.trials)), str(reruns), number(score), str(len(lane.seeds))]
+            shipped = progress.results.get((task, "defaults"), {}).get(name)
+            row += [str(len(shipped.seeds)) if shipped else "–"]
+        if "tuned" in design.tracks:
+            tuned = progress.results[task, "tuned"][name]
+            reruns = sum(map(len, tuned.reruns.values()))
+            best = next((tuned.trials[trial][1].score for trial in tuned.search.finalists), None)
+            row += [str(len(tuned.trials)), str(reruns), number(best), str(len(tuned.seeds))]
         table.add_row(*row)
     return table
 
 
-def lost(lane: Lane) -> Text:
+def lost(runs: Sequence[Outcome]) -> Text:
     """How many of the runs diverged or failed."""
-    count = sum(outcome.lost for outcome in lane.outcomes)
+    count = sum(outcome.lost for outcome in runs)
     return Text(str(count), style="yellow") if count else Text("0", style="dim")
 
 

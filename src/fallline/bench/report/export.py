@@ -16,7 +16,8 @@ from fallline.bench.common.files import put, stem
 from fallline.bench.common.names import needed
 from fallline.bench.common.numbers import TENTHS, describe, difference, listed, number, spread
 from fallline.bench.common.spaces import Setting
-from fallline.bench.protocol.comparison import LEVELS, Aggregate, Comparison, ContenderResult, Results
+from fallline.bench.protocol.analysis import LEVELS, Aggregate, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import run_seed
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.report.prints import as_png, draw

@@ -4,30 +4,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from fallline.bench.common.numbers import describe, number, spread
-from fallline.bench.common.spaces import Range, Setting, dimension
-from fallline.bench.protocol.comparison import TAUS, Aggregate, Comparison, ContenderResult, Results, highest_drawn
+from fallline.bench.protocol.analysis import TAUS, Aggregate, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.stats import band
+from fallline.bench.report import series
 from fallline.bench.report.looks import EITHER, Figure, Line, coloured, lines, palette
-
-Array = NDArray[np.float64]
-
-AXES = {
-    "steps": "step",
-    "gradient evaluations": "gradient evaluations",
-    "CPU seconds": "cpu seconds",
-    "wall seconds": "wall seconds",
-}
-"""What a learning curve can be drawn against: as printed, and as recorded."""
-
-POINTS = 100
-"""A curve has no more points than this: a screen shows no more of them, and a page of many curves stays small."""
-
-EDGE_SHARE = 0.12
-"""How far above the highest score, as a share of their range, lost trials stand."""
-
+from fallline.bench.report.series import Array, Curve, Point
 
 # --- curves ---
 
@@ -35,56 +20,29 @@ EDGE_SHARE = 0.12
 def curves(
     part: Comparison, looks: Mapping[str, Line], measure: str, axis: str = "steps", *, targets: bool = True
 ) -> Figure | None:
-    """A measure against one of `AXES`: mean over the seeds that finished, with the 95 % band of that mean."""
-    data: list[Figure] = []
-    lows, highs, ends = [], [], []
-    for entry in part.entries:
-        drawn = courses(entry, measure, axis)
-        if drawn is None:
-            continue
-        x, values = drawn
-        told = {"steps": "step %{x}", "gradient evaluations": "%{x} gradients"}.get(axis, "%{x:.3g} s")
-        traces, low, high = band_traces(looks[entry.name], x, values, told)
-        data += traces
-        lows.append(low)
-        highs.append(high)
-        ends.append(float(x[-1]))
-    if not data:
+    """A measure against one of `series.AXES`: mean over the seeds that finished, with the 95 % band of that mean."""
+    found = series.learning_curves(part, measure, axis)
+    if not found:
         return None
-    data.sort(key=lambda trace: "fill" not in trace)  # the lines over all the bands
+    told = {"steps": "step %{x}", "gradient evaluations": "%{x} gradients"}.get(axis, "%{x:.3g} s")
     layout = blank_layout()
-    horizon = float(part.about["steps"]) if AXES[axis] in ("step", "gradient evaluations") else 0.0
-    layout["xaxis"] |= {"range": [0, max(horizon, *ends)]}
+    horizon = float(part.about["steps"]) if axis in ("steps", "gradient evaluations") else 0.0
+    layout["xaxis"] |= {"range": [0, max(horizon, *(float(curve.x[-1]) for curve in found))]}
     entitle(layout, axis)
-    floor = part.about["floor"]
-    layout["yaxis"] |= fitted_axis(min([*lows, floor] if floor else lows), max(highs))
+    low, high = series.bounds(found)
+    layout["yaxis"] |= fitted_axis(min(low, part.about["floor"] or low), high)
     if targets and measure == ("validation loss" if part.held_out else "train loss"):
         _draw_targets(part, layout)
     _draw_floor(part, layout, along="x")
-    return {"data": data, "layout": layout}
+    return {"data": shaded_curves(found, looks, told), "layout": layout}
 
 
-def courses(entry: ContenderResult, measure: str, axis: str) -> tuple[Array, Array] | None:
-    """A measure of the seeds that finished, on one grid: shapes (points,) and (seeds, points); None without any.
-
-    Seeds that were measured at the same places are taken as they are. Else, as with seconds, each is interpolated
-    linearly onto an even grid, up to where the last one ends; one that is over keeps its last value, as its model does.
-    """
-    seen = []
-    for outcome in entry.finished.values():
-        places = outcome.curve.get(AXES[axis]) or outcome.times.get(AXES[axis], [])
-        known = [(x, y) for x, y in zip(places, outcome.curve.get(measure, []), strict=False) if None not in (x, y)]
-        if known:
-            seen.append(np.array(known, dtype=np.float64).T)
-    if not seen:
-        return None
-    if all(np.array_equal(one[0], seen[0][0]) for one in seen):
-        x, values = seen[0][0], np.stack([one[1] for one in seen])
-        keep = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
-        return x[keep], values[:, keep]
-    count = min(POINTS, 2 * max(len(one[0]) for one in seen))
-    grid = np.linspace(max(one[0][0] for one in seen), max(one[0][-1] for one in seen), count)
-    return grid, np.stack([np.interp(grid, one[0], one[1]) for one in seen])
+def shaded_curves(curves: Iterable[Curve], looks: Mapping[str, Line], what: str, alpha: int = 18) -> list[Figure]:
+    """Curves over all of their bands, whose opacity is in percent."""
+    data: list[Figure] = []
+    for curve in curves:
+        data += shaded(looks[curve.name], short_numbers(curve.x), curve.mean, curve.low, curve.high, what, alpha=alpha)
+    return sorted(data, key=lambda trace: "fill" not in trace)
 
 
 def band_traces(line: Line, x: ArrayLike, values: ArrayLike, what: str) -> tuple[list[Figure], float, float]:
@@ -131,38 +89,29 @@ def curve_trace(
 
 
 def best_of(part: Comparison, looks: Mapping[str, Line]) -> Figure | None:
-    """What everyone's search would have found with fewer trials: the expected best score of K, with its band."""
-    data, lows, highs, most = [], [], [], 1
-    for entry in part.entries:
-        found = entry.best_of
-        if found is None or len(found.mean) < 2 or not np.isfinite([found.low, found.mean, found.high]).all():
-            continue
-        most = max(most, len(found.mean))
-        tries = [float(k + 1) for k in range(len(found.mean))]
-        data += shaded(looks[entry.name], tries, found.mean, found.low, found.high, "best of %{x}", alpha=10)
-        lows.append(float(found.low.min()))
-        highs.append(float(found.high.max()))
-    if not data:
+    """The expected best score of K trials against K, with its band."""
+    found = series.best_of(part)
+    if not found:
         return None
-    data.sort(key=lambda trace: "fill" not in trace)
     layout = blank_layout()
+    most = max(len(curve.x) for curve in found)
     every = max(1, round(most / 10))
     layout["xaxis"] |= {"range": [1 - 0.02 * most, 1.02 * most], "tick0": 0 if every > 1 else 1, "dtick": every}
     entitle(layout, "trials K")
-    layout["yaxis"] |= fitted_axis(min(lows), max(highs))
-    return {"data": data, "layout": layout}
+    layout["yaxis"] |= fitted_axis(*series.bounds(found))
+    return {"data": shaded_curves(found, looks, "best of %{x}", alpha=10), "layout": layout}
 
 
 def profile(across: Aggregate, looks: Mapping[str, Line]) -> Figure | None:
     """The share of runs that reach the target within a multiple of the best optimizer's time, with bands."""
-    if not across.profiles:
+    found = series.profile(across)
+    if not found:
         return None
-    data = []
-    times = short_numbers(np.repeat(TAUS, 2)[1:])  # a share stays as it is until the next time: stairs, not slopes
-    for name, shares in across.profiles.items():
-        mean, low, high = (np.repeat(share, 2)[:-1] for share in shares)
-        data += shaded(looks[name], times, mean, low, high, "within %{x:.3g} times the best", alpha=12)
-    data.sort(key=lambda trace: "fill" not in trace)
+    # A share stays as it is until the next time: stairs, not slopes.
+    stairs = [
+        Curve(one.name, np.repeat(one.x, 2)[1:], *(np.repeat(y, 2)[:-1] for y in (one.mean, one.low, one.high)))
+        for one in found
+    ]
     layout = blank_layout()
     ticks = [1, 1.5, 2, 3, 4]
     layout["xaxis"] |= {
@@ -174,7 +123,7 @@ def profile(across: Aggregate, looks: Mapping[str, Line]) -> Figure | None:
     }
     entitle(layout, "gradient evaluations, of the best optimizer’s")
     layout["yaxis"] |= {"range": [-0.03, 1.03], "tickformat": ".0%"}
-    return {"data": data, "layout": layout}
+    return {"data": shaded_curves(stairs, looks, "within %{x:.3g} times the best", alpha=12), "layout": layout}
 
 
 # --- dots ---
@@ -249,109 +198,59 @@ def final_losses(part: Comparison, looks: Mapping[str, Line]) -> Figure | None:
 
 
 def sensitivity(part: Comparison, entry: ContenderResult) -> Figure | None:
-    """The score of every trial against its learning rate; lost ones are crosses on the upper edge.
+    """The score of every trial against its learning rate; failed ones are crosses on the upper edge.
 
-    Shaded: where every trial was lost, and what an extension of the range opened.
+    Shaded: where every trial failed, and what an extension of the range opened. None for an optimizer without a
+    learning rate.
     """
-    rates = [rate for settings, _ in entry.trials.values() if (rate := _rate(settings)) is not None]
-    if not rates:
+    found = series.sensitivity(part, entry)
+    if found is None or found.setting != "lr":
         return None
-    every = [score for e in part.entries for _, o in e.trials.values() if (score := o.score) is not None]
-    bottom, top = (min(every), max(every)) if every else (0.1, 10.0)
-    top = highest_drawn(part, bottom, top)
-    edge = (
-        top * (top / bottom) ** EDGE_SHARE
-        if top > bottom > 0
-        else top + (EDGE_SHARE * (top - bottom) or 0.5 * abs(top) + 1e-12)
-    )
-    groups: dict[str, list[tuple[float, float, str]]] = {"finished": [], "above": [], "lost": [], "chosen": []}
-    for trial, (settings, outcome) in entry.trials.items():
-        rate = _rate(settings)
-        if rate is None:
-            continue
-        told = f"trial {trial}: {escaped(describe(settings))}"
-        if outcome.score is None:
-            where = f" at step {outcome.steps}" if outcome.steps else ""
-            told += f"<br>{outcome.status}{where}: {escaped(outcome.reason)}"
-            groups["lost"].append((rate, edge, told))
-            continue
-        told += f"<br>{part.score_name} {number(outcome.score)}"
-        kind = "above" if outcome.score > edge else "finished"
-        groups[kind].append((rate, min(outcome.score, edge), told))
-        if trial == entry.chosen_trial:
-            groups["chosen"].append((rate, min(outcome.score, edge), told))
     colour = f"@{entry.name}"
-    looks: dict[str, Figure] = {
-        "finished": {"symbol": "circle", "color": f"{colour}/70", "size": 8},
-        "above": {"symbol": "triangle-up-open", "color": colour, "size": 9, "line": {"width": 2, "color": colour}},
-        "lost": {"symbol": "x-thin-open", "color": colour, "size": 9, "line": {"width": 2, "color": colour}},
-        "chosen": {"symbol": "circle-open", "color": "@text", "size": 15, "line": {"width": 2, "color": "@text"}},
-    }
+    outlined = {"color": colour, "size": 9, "line": {"width": 2, "color": colour}}
+    groups: list[tuple[list[Point], Figure]] = [
+        (found.finished, {"symbol": "circle", "color": f"{colour}/70", "size": 8}),
+        (found.above, {"symbol": "triangle-up-open", **outlined}),
+        (found.failed, {"symbol": "x-thin-open", **outlined}),
+        (
+            [found.chosen] if found.chosen else [],
+            {"symbol": "circle-open", "color": "@text", "size": 15, "line": {"width": 2, "color": "@text"}},
+        ),
+    ]
     data = [
         {
-            "x": [x for x, _, _ in points],
-            "y": short_numbers([y for _, y, _ in points]),
-            "text": [text for _, _, text in points],
+            "x": [point.x for point in points],
+            "y": short_numbers(point.y for point in points),
+            "text": [_trial_text(part, point) for point in points],
             "mode": "markers",
-            "marker": looks[kind],
+            "marker": marker,
             "cliponaxis": False,
             "hovertemplate": "%{text}<extra></extra>",
             "meta": entry.name,
         }
-        for kind, points in groups.items()
+        for points, marker in groups
         if points
     ]
     layout = blank_layout()
     layout["margin"] = {"l": 44, "r": 12, "t": 14, "b": 40}
     entitle(layout, "lr")
-    layout["yaxis"] |= fitted_axis(bottom, edge, ratio_for_log=1)
-    declared, opened = _lr_range(entry, "ranges"), _lr_range(entry, "extended")
-    ends = [*rates, *(end for there in (declared, opened) if there for end in (there.low, there.high))]
-    layout["xaxis"] |= fitted_axis(min(ends), max(ends), ratio_for_log=1, ticks=4)
-    shades = [(low, high, "@warn/15") for low, high in lost_stretches(entry)]
-    if declared and opened:
-        shades += [(opened.low, declared.low, "@muted/14")] if opened.low < declared.low else []
-        shades += [(declared.high, opened.high, "@muted/14")] if opened.high > declared.high else []
-    layout["shapes"] = [
-        {
-            "type": "rect",
-            "layer": "below",
-            "xref": "x",
-            "yref": "paper",
-            "x0": low,
-            "x1": high,
-            "y0": 0,
-            "y1": 1,
-            "line": {"width": 0},
-            "fillcolor": colour,
-        }
-        for low, high, colour in shades
-    ]
+    layout["xaxis"] |= drawn_axis(found.x)
+    layout["yaxis"] |= drawn_axis(found.y)
+    shades = [(*stretch, "@warn/15") for stretch in found.failed_stretches]
+    shades += [(*stretch, "@muted/14") for stretch in found.opened]
+    corner = {"type": "rect", "layer": "below", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "line": {"width": 0}}
+    layout["shapes"] = [{**corner, "x0": low, "x1": high, "fillcolor": fill} for low, high, fill in shades]
     return {"data": data, "layout": layout}
 
 
-def lost_stretches(entry: ContenderResult) -> list[tuple[float, float]]:
-    """Where, in learning rates, every trial was lost: at least two neighbours, or all up to an end of the range.
-
-    A stretch goes half-way, in the logarithm, to the next trial that finished, or to the end of the range.
-    """
-    trials = sorted(
-        (rate, outcome.lost) for settings, outcome in entry.trials.values() if (rate := _rate(settings)) is not None
-    )
-    there = _lr_range(entry, "extended") or _lr_range(entry, "ranges")
-    found, start = [], 0
-    for i in range(len(trials) + 1):
-        if i < len(trials) and trials[i][1]:
-            continue
-        if i - start >= (1 if start == 0 or i == len(trials) else 2):
-            low = math.sqrt(trials[start - 1][0] * trials[start][0]) if start else trials[0][0]
-            high = math.sqrt(trials[i - 1][0] * trials[i][0]) if i < len(trials) else trials[-1][0]
-            if there:
-                low = low if start else min(low, there.low)
-                high = high if i < len(trials) else max(high, there.high)
-            found.append((low, high))
-        start = i + 1
-    return found
+def _trial_text(part: Comparison, point: Point) -> str:
+    """What a trial shows on hovering."""
+    outcome = point.outcome
+    told = f"trial {point.number}: {escaped(describe(point.settings))}"
+    if outcome.score is not None:
+        return f"{told}<br>{part.score_name} {number(outcome.score)}"
+    where = f" at step {outcome.steps}" if outcome.steps else ""
+    return f"{told}<br>{outcome.status}{where}: {escaped(outcome.reason)}"
 
 
 def picture(results: Results) -> Figure:
@@ -378,18 +277,6 @@ def picture(results: Results) -> Figure:
 
 
 # --- words and numbers ---
-
-
-def _rate(settings: Mapping[str, Setting]) -> float | None:
-    """The learning rate, where it is a positive number: an axis of rates is logarithmic."""
-    rate = settings.get("lr")
-    return float(rate) if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0 else None
-
-
-def _lr_range(entry: ContenderResult, which: str) -> Range | None:
-    plain = entry.about.get(which, {}).get("lr")
-    there = None if plain is None else dimension(plain)
-    return there if isinstance(there, Range) and there.scale != "one minus log" else None
 
 
 def short_numbers(values: Iterable[float]) -> list[float]:
@@ -432,25 +319,21 @@ def blank_layout() -> Figure:
     }
 
 
-def fitted_axis(low: float, high: float, *, ratio_for_log: float = 3, ticks: int = 7) -> Figure:
-    """A range with some air, logarithmic when it spans more than a ratio, with round ticks."""
-    if low <= 0 or high / low < ratio_for_log:
-        air = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-        return {"type": "linear", "range": [low - air, high + air]}
-    start, end = math.log10(low), math.log10(high)
-    air = 0.05 * (end - start) or 0.1
-    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9), (1, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
-        decades = range(math.floor(start - air), math.ceil(end + air) + 1)
-        values = [m * 10.0**d for d in decades for m in steps if start - air <= math.log10(m * 10.0**d) <= end + air]
-        if len(values) <= ticks:
-            break
-    else:
-        values = values[:: math.ceil(len(values) / ticks)]
+def fitted_axis(low: float, high: float, *, ratio_for_log: float = series.LOG_FROM, ticks: int = 7) -> Figure:
+    """An axis with some air, logarithmic from a ratio of its ends on."""
+    return drawn_axis(series.fit(low, high, log_from=ratio_for_log, most=ticks))
+
+
+def drawn_axis(axis: series.Axis) -> Figure:
+    """An axis as Plotly has it, whose logarithmic ranges are exponents."""
+    if not axis.log:
+        return {"type": "linear", "range": [axis.low, axis.high]}
+    texts = [f"{tick:g}" for tick in axis.ticks]
     return {
         "type": "log",
-        "range": [start - air, end + air],
-        "tickvals": values,
-        "ticktext": [f"{v:g}" for v in values],
+        "range": [math.log10(axis.low), math.log10(axis.high)],
+        "tickvals": list(axis.ticks),
+        "ticktext": texts,
     }
 
 

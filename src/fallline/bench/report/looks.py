@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fallline.bench.protocol.comparison import Results
+from fallline.bench.protocol.analysis import Results
 
 Figure = dict[str, Any]
 """A figure as Plotly's JSON: data and layout."""

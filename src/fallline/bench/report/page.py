@@ -12,13 +12,15 @@ from plotly.offline import get_plotlyjs
 
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import TENTHS, describe, difference, duration, listed, number, size, spread
+from fallline.bench.protocol.analysis import STEADY, Results
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.comparison import STEADY, Comparison, ContenderResult, Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import title
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.protocol.verdict import Verdict, Word, descriptive
 from fallline.bench.report import figures
 from fallline.bench.report.looks import DARK, LIGHT, Figure, Line, lines, palette
+from fallline.bench.report.series import AXES
 from fallline.bench.report.summary import caution, cost, verdicts
 
 PICTURE_SIZE = (800, 380)
@@ -63,7 +65,7 @@ def page(results: Results, before: Results | None = None) -> str:
         changes=changes(results, before) if before else None,
         looks=looks,
         drawn=drawn,
-        axes=list(figures.AXES),
+        axes=list(AXES),
         signs=SIGNS,
         titles=[title(part.task, part.track, results.design.tracks) for part in results.parts],
         entered={entry.name for part in results.parts for entry in part.entries},
@@ -111,7 +113,7 @@ def draw(results: Results, looks: Mapping[str, Line]) -> dict[str, Figure]:
     for i, part in enumerate(results.parts):
         drawn[f"{i}: final losses"] = figures.final_losses(part, looks)
         for measure in ("validation loss", "train loss") if part.held_out else ("train loss",):
-            for axis in figures.AXES:
+            for axis in AXES:
                 drawn[f"{i}: {measure} by {axis}"] = figures.curves(part, looks, measure, axis)
         drawn[f"{i}: best of"] = figures.best_of(part, looks)
         for entry in part.entries:

@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fallline.bench.common.files import stem
 from fallline.bench.common.names import needed
-from fallline.bench.protocol.comparison import PROFILE_LEVEL, TAUS, Comparison, ContenderResult, Results, highest_drawn
-from fallline.bench.protocol.stats import band, censored_median, performance_profile
-from fallline.bench.report import looks
+from fallline.bench.common.numbers import plural
+from fallline.bench.protocol.analysis import PROFILE_LEVEL, TAUS, Results
+from fallline.bench.protocol.comparison import Comparison
+from fallline.bench.report import looks, series
 from fallline.bench.report.looks import LIGHT, Line
+from fallline.bench.report.series import Curve
 from fallline.bench.runs.loop import runaway
 
 COLUMN, PAGE = 3.3, 6.9
@@ -40,6 +39,9 @@ MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 """What tells strangers apart when the colours are used up."""
 
 INK, FAINT = "#1d2127", "#dddbd5"
+
+TICKS = 6
+"""Number of ticks of a logarithmic axis at most."""
 
 
 def stroke(line: Line) -> dict[str, Any]:
@@ -77,53 +79,36 @@ def as_png(figure: Any, results: Results) -> bytes:
     return file.getvalue()
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A line of a panel and its band: who, where and how high; shape (points,) each."""
-
-    entry: ContenderResult
-    x: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
 def learning_curves(results: Results, parts: Sequence[Comparison]) -> Any:
     """A panel a task: loss against gradient evaluations, mean and 95 % band over the seeds that finished.
 
     What a line does over ten times the loss before training is cut off. None where no seed has finished.
     """
-    panels = {part.task: lines for part in parts if (lines := _curves(part))}
+    panels = {part.task: curves for part in parts if (curves := series.learning_curves(part, *_drawn(part)))}
     if not panels:
         return None
-    sheet = _Sheet.of_lines(results, panels)
+    sheet = _Sheet.of_curves(results, panels)
     for part in (part for part in parts if part.task in panels):
-        axes, lines = sheet.axes[part.task], panels[part.task]
-        low, high = min(float(line.low.min()) for line in lines), max(float(line.high.max()) for line in lines)
+        axes, curves = sheet.axes[part.task], panels[part.task]
+        low, high = series.bounds(curves)
         if part.initial is not None:
             most = runaway(part.initial, min(low, part.initial), 10)
-            high = min(high, max(most, *(float(line.mean[-1]) for line in lines)))
+            high = min(high, max(most, *(float(curve.mean[-1]) for curve in curves)))
         if (floor := part.about.get("floor")) is not None:
             _draw_floor(axes, floor, str(part.about.get("floor_name", "")))
             high = max(high, floor)
             low = min(low, floor / (high / floor) ** 0.1 if floor > 0 else floor - 0.1 * (high - floor))
-        _fit(axes, "y", low, high)
-        axes.set_xlim(0, max(float(line.x[-1]) for line in lines))
+        _set_axis(axes, "y", series.fit(low, high, most=TICKS))
+        axes.set_xlim(0, max(float(curve.x[-1]) for curve in curves))
         _name(axes, part.task, "gradient evaluations", "validation loss" if part.held_out else "training loss")
     return sheet.figure
 
 
-def _curves(part: Comparison) -> list[_Line]:
-    measure, found = "validation loss" if part.held_out else "train loss", []
-    for entry in part.entries:
-        curves = [outcome.curve for outcome in entry.finished.values() if measure in outcome.curve]
-        points = min((len(curve[measure]) for curve in curves), default=0)
-        keep = [i for i in range(points) if all(curve[measure][i] is not None for curve in curves)]
-        if keep:
-            spent = "gradient evaluations" if all("gradient evaluations" in curve for curve in curves) else "step"
-            x, y = (np.array([[curve[name][i] for i in keep] for curve in curves], float) for name in (spent, measure))
-            found.append(_Line(entry, x.mean(axis=0), *band(y)))
-    return found
+def _drawn(part: Comparison) -> tuple[str, str]:
+    """The measure, and what it is drawn against: steps where the records have no gradient evaluations."""
+    curves = [outcome.curve for entry in part.entries for outcome in entry.finished.values()]
+    axis = "gradient evaluations" if all("gradient evaluations" in curve for curve in curves) else "steps"
+    return "validation loss" if part.held_out else "train loss", axis
 
 
 def _draw_floor(axes: Any, floor: float, name: str) -> None:
@@ -138,23 +123,16 @@ def _draw_floor(axes: Any, floor: float, name: str) -> None:
 def best_of(results: Results, parts: Sequence[Comparison]) -> Any:
     """A panel a task: the expected score of the best of K trials against K, with its 95 % band.
 
-    None where nobody has two trials.
+    None where no optimizer has two trials.
     """
-    panels = {}
-    for part in parts:
-        found = [(entry, entry.best_of) for entry in part.entries if entry.best_of and len(entry.best_of.mean) > 1]
-        if found:
-            panels[part.task] = [
-                _Line(entry, np.arange(1.0, len(best.mean) + 1), best.mean, best.low, best.high)
-                for entry, best in found
-            ]
+    panels = {part.task: curves for part in parts if (curves := series.best_of(part))}
     if not panels:
         return None
-    sheet = _Sheet.of_lines(results, panels)
+    sheet = _Sheet.of_curves(results, panels)
     for part in (part for part in parts if part.task in panels):
-        axes, lines = sheet.axes[part.task], panels[part.task]
-        _fit(axes, "y", min(float(line.low.min()) for line in lines), max(float(line.high.max()) for line in lines))
-        axes.set_xlim(1, max(float(line.x[-1]) for line in lines))
+        axes, curves = sheet.axes[part.task], panels[part.task]
+        _set_axis(axes, "y", series.fit(*series.bounds(curves), most=TICKS))
+        axes.set_xlim(1, max(float(curve.x[-1]) for curve in curves))
         axes.xaxis.get_major_locator().set_params(integer=True)
         _name(axes, part.task, "trials", f"expected best {part.score_name.partition(',')[0]}")
     return sheet.figure
@@ -166,26 +144,19 @@ def profile(results: Results, parts: Sequence[Comparison]) -> Any:
     One panel over all tasks, at 95 % of the way to the baseline's loss; of a single task, a panel a target. None where
     there are no targets, or none that an optimizer reaches in half of its runs.
     """
-    panels: dict[str, list[_Line]] = {}
+    panels: dict[str, list[Curve]] = {}
     across = next((across for across in results.across if across.track == parts[0].track), None)
     if across is not None and across.profiles:
-        entries = {entry.name: entry for entry in parts[0].entries}
-        count = len(across.profiled)
-        title = f"{100 * PROFILE_LEVEL:.0f} % of the way, {count} task{'s' if count > 1 else ''}"
-        panels[title] = [_Line(entries[name], TAUS, *found) for name, found in across.profiles.items()]
-    for level in parts[0].targets if len(parts) == 1 else ():
-        hits = [(entry, entry.hits[level]) for entry in parts[0].entries if entry.hits.get(level)]
-        best = min((censored_median(times) for _, times in hits), default=math.inf)
-        if best < math.inf:
-            panels[f"{100 * level:.0f} % of the way"] = [
-                _Line(entry, TAUS, *performance_profile([[time / best for time in times]], list(TAUS)))
-                for entry, times in hits
-            ]
+        title = f"{100 * PROFILE_LEVEL:.0f} % of the way, {plural(len(across.profiled), 'task')}"
+        panels[title] = series.profile(across)
+    if len(parts) == 1:
+        found = series.target_profiles(parts[0])
+        panels |= {f"{100 * level:.0f} % of the way": curves for level, curves in found.items()}
     if not panels:
         return None
-    sheet = _Sheet.of_lines(results, panels, steps=True)
+    sheet = _Sheet.of_curves(results, panels, steps=True)
     for title, axes in sheet.axes.items():
-        _fit(axes, "x", float(TAUS[0]), float(TAUS[-1]), air=0)
+        _set_axis(axes, "x", series.fit(float(TAUS[0]), float(TAUS[-1]), most=TICKS, air=0))
         axes.set_ylim(-0.03, 1.03)
         axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
         _name(axes, title, "time to target / best median", "share of runs")
@@ -195,69 +166,32 @@ def profile(results: Results, parts: Sequence[Comparison]) -> Any:
 def sensitivity(results: Results, part: Comparison) -> Any:
     """A panel an optimizer: the score of every trial against its learning rate, the chosen one ringed.
 
-    Lost trials are crosses at the upper edge, and the rates beyond which every trial was lost are shaded. Triangles at
-    the edge have scores beyond it. None where no trial has finished.
+    Failed trials are crosses at the upper edge, and where every trial failed is shaded. Triangles at the edge have
+    scores beyond it. None where no trial has finished.
     """
-    entries = [entry for entry in part.entries if _rate(entry)]
-    scores = [o.score for entry in entries for _, o in entry.trials.values() if o.score is not None]
-    if not scores:
+    panels = [(entry, found) for entry in part.entries if (found := series.sensitivity(part, entry))]
+    if not any(found.finished or found.above for _, found in panels):
         return None
-    low, high = min(scores), max(scores)
-    log = low > 0 and high / low >= LOG_FROM
-    high = highest_drawn(part, low, high)
-    edge = high * (high / low) ** 0.1 if log else high + 0.1 * ((high - low) or abs(high) or 1.0)
-    sheet = _Sheet.blank([entry.name for entry in entries], columns=4 if len(entries) in (4, 7, 8, 11, 12) else 3)
-    for place, entry in enumerate(entries):
-        axes, rate, colour = sheet.axes[entry.name], _rate(entry), looks.lines(results)[entry.name].colour[LIGHT]
-        trials = [(float(settings[rate]), o.score, n) for n, (settings, o) in entry.trials.items() if rate in settings]
-        known = [(x, score, n) for x, score, n in trials if score is not None]
+    names = [entry.name for entry, _ in panels]
+    sheet = _Sheet.blank(names, columns=4 if len(panels) in (4, 7, 8, 11, 12) else 3)
+    for place, (entry, found) in enumerate(panels):
+        axes, colour = sheet.axes[entry.name], looks.lines(results)[entry.name].colour[LIGHT]
         dots: dict[str, Any] = {"color": colour, "linestyle": "", "markersize": 4, "clip_on": False, "zorder": 3}
-        for marker, points in {
-            "o": [(x, score) for x, score, _ in known if score <= edge],
-            "^": [(x, edge) for x, score, _ in known if score > edge],
-            "x": [(x, edge) for x, score, _ in trials if score is None],
-        }.items():
+        for marker, points in {"o": found.finished, "^": found.above, "x": found.failed}.items():
             if points:  # the layout fails over a line without any
-                axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, **dots)
-        for x, score, n in known:
-            if n == entry.chosen_trial:
-                ring = {"color": INK, "markersize": 8, "markerfacecolor": "none"}
-                axes.plot(x, min(score, edge), "o", **{**dots, **ring})
-        _fit(axes, "x", min(x for x, _, _ in trials), max(x for x, _, _ in trials), ticks=4)
-        _fit(axes, "y", low, edge, log=log)
-        by_rate = {x: None for x, _, _ in trials} | {x: score for x, score, _ in known}  # one that was not lost counts
-        for start, end in lost_regions(by_rate, axes.get_xlim()):
+                axes.plot([point.x for point in points], [point.y for point in points], marker=marker, **dots)
+        if found.chosen:
+            ring = {"color": INK, "markersize": 8, "markerfacecolor": "none"}
+            axes.plot(found.chosen.x, found.chosen.y, "o", **{**dots, **ring})
+        _set_axis(axes, "x", found.x)
+        _set_axis(axes, "y", found.y)
+        for start, end in found.failed_stretches:
             axes.axvspan(start, end, color=colour, alpha=0.12, linewidth=0)
         first = place % sheet.columns == 0
-        _name(axes, entry.label, "learning rate" if rate == "lr" else rate, part.score_name if first else "")
+        setting = "learning rate" if found.setting == "lr" else found.setting
+        _name(axes, entry.label, setting, part.score_name if first else "")
         axes.tick_params(axis="y", labelleft=first)
     return sheet.figure
-
-
-def _rate(entry: ContenderResult) -> str:
-    """The setting to draw the trials against: `lr`, or the first that is a number; empty if there is none."""
-    names = [name for settings, _ in entry.trials.values() for name, value in settings.items() if type(value) is float]
-    return "lr" if "lr" in names else next(iter(names), "")
-
-
-def lost_regions(scores: Mapping[float, float | None], bounds: tuple[float, float]) -> list[tuple[float, float]]:
-    """The outer stretches of a learning rate in which every trial was lost; each ends half-way to one that was not.
-
-    Args:
-        scores: by learning rate; None where the trial was lost.
-        bounds: the ends of the axis.
-    """
-
-    def between(a: float, b: float) -> float:
-        return math.sqrt(a * b) if min(a, b) > 0 else (a + b) / 2
-
-    fine = [rate for rate, score in scores.items() if score is not None]
-    lost = scores.keys() - fine
-    if not fine:
-        return [bounds]
-    under, over = [rate for rate in lost if rate < min(fine)], [rate for rate in lost if rate > max(fine)]
-    left = [(bounds[0], between(max(under), min(fine)))] if under else []
-    return left + ([(between(max(fine), min(over)), bounds[1])] if over else [])
 
 
 @dataclass(frozen=True)
@@ -293,27 +227,29 @@ class _Sheet:
         return cls(figure, dict(zip(names, panels[:count], strict=True)), columns)
 
     @classmethod
-    def of_lines(cls, results: Results, panels: Mapping[str, Sequence[_Line]], steps: bool = False) -> "_Sheet":
-        """Panels of lines over all of their bands, with a legend under them.
+    def of_curves(cls, results: Results, panels: Mapping[str, Sequence[Curve]], steps: bool = False) -> "_Sheet":
+        """Panels of curves over all of their bands, with a legend under them.
 
         Broken lines lie over whole ones: where two are one, both can be seen.
         """
-        drawn = looks.lines(results)
-        labels = {line.entry.name: _short(line.entry.label) for lines in panels.values() for line in lines}
+        every = looks.lines(results)
+        drawn = {curve.name: every[curve.name] for curves in panels.values() for curve in curves}
+        labels = {name: _short(line.label) for name, line in drawn.items()}
         width = COLUMN if len(panels) == 1 else PAGE
         fitting = max(1, int(width / (0.55 + 0.068 * max(map(len, labels.values())))))
         rows = math.ceil(len(labels) / fitting)
         sheet = cls.blank(list(panels), below=0.15 * rows)
-        for name, lines in panels.items():
+        for name, curves in panels.items():
             axes = sheet.axes[name]
-            for line in reversed(lines):
-                look, order = drawn[line.entry.name], 3 if line.entry.ours else 4
-                alpha = max(0.05, 0.16 - 0.01 * len(lines))  # many bands must not hide what lies under them
-                tint: dict[str, Any] = {"color": look.colour[LIGHT], "alpha": alpha, "linewidth": 0, "zorder": 2}
-                axes.fill_between(line.x, line.low, line.high, **tint, step="post" if steps else None)
+            for curve in reversed(curves):
+                line = drawn[curve.name]
+                alpha = max(0.05, 0.16 - 0.01 * len(curves))  # many bands must not hide what lies under them
+                tint: dict[str, Any] = {"color": line.colour[LIGHT], "alpha": alpha, "linewidth": 0, "zorder": 2}
+                axes.fill_between(curve.x, curve.low, curve.high, **tint, step="post" if steps else None)
                 shape: dict[str, Any] = {"drawstyle": "steps-post"} if steps else {}
-                axes.plot(line.x, line.mean, **stroke(look), **shape, markevery=max(1, len(line.x) // 6), zorder=order)
-        sheet.add_legend({name: drawn[name] for name in labels}, list(labels.values()), math.ceil(len(labels) / rows))
+                shape |= {"markevery": max(1, len(curve.x) // 6), "zorder": 3 if line.ours else 4}
+                axes.plot(curve.x, curve.mean, **stroke(line), **shape)
+        sheet.add_legend(drawn, list(labels.values()), math.ceil(len(labels) / rows))
         return sheet
 
     def add_legend(self, drawn: Mapping[str, Line], labels: Sequence[str], columns: int) -> None:
@@ -328,37 +264,12 @@ class _Sheet:
             written.set(text=label, parse_math=False)
 
 
-LOG_FROM = 3.0
-"""From this ratio of its ends an axis is logarithmic."""
-
-
-def _fit(
-    axes: Any, along: str, low: float, high: float, *, log: bool | None = None, ticks: int = 6, air: float = 0.05
-) -> None:
-    """The range of an axis, with some air; round ticks where it is logarithmic."""
-    if low <= 0 or not (high / low >= LOG_FROM if log is None else log):
-        margin = air * (high - low) or 0.1 * abs(high) or 1.0
-        axes.set(**{f"{along}lim": (low - margin, high + margin)})
-        return
-    start, end = math.log10(low), math.log10(high)
-    margin = air * (end - start)
-    start, end = (start - margin, end + margin) if end > start else (start - 0.1, end + 0.1)
-    values = round_values(start, end, ticks)
-    axes.set(**{f"{along}scale": "log", f"{along}lim": (10**start, 10**end)})
-    axes.set(**{f"{along}ticks": values, f"{along}ticklabels": [f"{value:g}" for value in values]})
-    (axes.xaxis if along == "x" else axes.yaxis).minorticks_off()
-
-
-def round_values(start: float, end: float, most: int) -> list[float]:
-    """At most so many round numbers between 10^start and 10^end."""
-    exponents = range(math.floor(start), math.ceil(end) + 1)
-    values: list[float] = []
-    for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
-        values = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
-        values = [value for value in values if start - 1e-9 <= math.log10(value) <= end + 1e-9]
-        if len(values) <= most:
-            return values
-    return values[:: math.ceil(len(values) / most)]
+def _set_axis(axes: Any, along: str, axis: series.Axis) -> None:
+    """The range of an axis; round ticks where it is logarithmic."""
+    axes.set(**{f"{along}scale": "log" if axis.log else "linear", f"{along}lim": (axis.low, axis.high)})
+    if axis.log:
+        axes.set(**{f"{along}ticks": axis.ticks, f"{along}ticklabels": [f"{value:g}" for value in axis.ticks]})
+        (axes.xaxis if along == "x" else axes.yaxis).minorticks_off()
 
 
 def _name(axes: Any, title: str, x: str, y: str) -> None:

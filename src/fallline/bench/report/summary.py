@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from fallline.bench.common.numbers import difference, duration, listed, number
-from fallline.bench.protocol.comparison import Comparison, ContenderResult, Results
+from fallline.bench.protocol.analysis import Results
+from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import title
 from fallline.bench.protocol.verdict import CLAIMS, Word
 

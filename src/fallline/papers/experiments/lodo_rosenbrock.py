@@ -19,7 +19,7 @@ from fallline import LODO
 from fallline.bench.common.numbers import describe, number, spread
 from fallline.bench.common.seeds import derive, generator
 from fallline.bench.common.spaces import Range, Setting, Space, trials
-from fallline.bench.protocol.design import finalists
+from fallline.bench.protocol.search import finalists
 from fallline.bench.protocol.stats import Interval, interval
 from fallline.bench.report.looks import COLOURS, Figure
 from fallline.bench.runs.loop import Outcome, Run

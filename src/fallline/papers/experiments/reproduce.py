@@ -132,7 +132,7 @@ def run_stage(
         store,
         settle,
         lambda: watch(progress),
-        ahead=ahead,
+        max_pending=ahead,
         stored=stored,
         reached=reached,
     )

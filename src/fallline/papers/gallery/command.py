@@ -11,7 +11,7 @@ from rich.text import Text
 
 from fallline.bench.cli.terminal import console, readable_errors
 from fallline.bench.common.files import put
-from fallline.bench.race.pool import available_cores
+from fallline.bench.race.workers import available_cores
 from fallline.papers.gallery import PICTURES, get_picture
 from fallline.papers.gallery.player import player
 

@@ -1,25 +1,37 @@
-"""The largest balanced race that fits a budget.
+"""What a run costs, how long a race takes, and the largest balanced race that fits a budget.
 
-From the seconds of a run follows how long a race takes on so many workers: its queue is played through. Balanced means
-that everyone gets as many trials and seeds as everyone else; where even the smallest such race takes too long, somebody
-or something has to stay out.
+A few steps of every optimizer on every task are timed, with real settings and on one thread. From the seconds of a run
+follows how long a race takes on so many workers: its queue is played through. Balanced means that everyone gets as many
+trials and seeds as everyone else; where even the smallest such race takes too long, somebody or something has to stay
+out.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import re
+import statistics
+import time
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import Any
 
+import torch
 from rich.table import Table
 
 from fallline.bench.common.numbers import duration, listed
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.common.seeds import generator, seed_torch
+from fallline.bench.contenders.contender import entered, get_contender
 from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.stats import fewest_seeds
-from fallline.bench.race.costs import Pair
+from fallline.bench.protocol.stats import ALPHA, fewest_seeds
+from fallline.bench.runs.loop import Gradients, evaluate, to_device
+from fallline.bench.tasks import get_task
+
+TIMED_SECONDS = 0.3
+"""For so long the steps of a pair are timed; one step at least."""
 
 SLACK = 1.2
 """A run in a race takes longer than its steps alone: workers share caches and memory, the loop measures, the
@@ -27,8 +39,6 @@ coordinator writes. On digits races took 1.1 to 1.3 times the CPU time that was 
 
 BUSY = 1.3
 """Wall seconds a CPU second from which on others are said to be at work."""
-
-ALPHA = 0.05
 
 LADDER = ((75, 3), (50, 3), (20, 3), (10, 3), (10, 1), (5, 1), (3, 1))
 """Trials, and how many of them are rerun; with 1 none is, the best is confirmed as it is."""
@@ -39,6 +49,144 @@ FAIR = Design.trials
 MOST_SEEDS = 10
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+# --- what a run costs ---
+
+Pair = tuple[str, str]
+"""A task and an optimizer."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one optimizer takes on one task, in CPU seconds; on an accelerator, in wall seconds."""
+
+    step: float
+    """A gradient evaluation with its share of a step."""
+
+    evaluation: float
+    """One look at held-out data."""
+
+    run: float
+    """A run to its horizon: a run that diverges takes less."""
+
+    first: float = 0.0
+    """What the first run in a process takes beyond that: it reads the data, and torch imports its rest."""
+
+    wall_per_cpu: float = 1.0
+    """Wall seconds that a CPU second took while steps were timed."""
+
+
+class Excused(ValueError):
+    """It has nothing to do on this task, and the race goes on without it."""
+
+
+def measure(task_name: str, optimizer_name: str, spaces: Mapping[str, Mapping[str, Any]], device: str = "cpu") -> Cost:
+    """Time a few steps with the settings in the middle of the search space, on one thread.
+
+    Args:
+        task_name: as for `get_task`.
+        optimizer_name: as for `get_contender`.
+        spaces: changes to search spaces, as plain values: see `Design.spaces`.
+        device: where the model trains.
+
+    Raises:
+        Excused: see there.
+        ValueError: it cannot run on this task, and why.
+    """
+    task = get_task(task_name)
+    contender = entered(optimizer_name, task, spaces)
+    middle = {name: there.at(0.5) for name, there in contender.space.items()}
+    settings = {**contender.variant, **contender.fixed, **middle}
+    now = _clock(device)
+
+    def begin() -> tuple[float, Callable[[], object], Gradients]:
+        """The seconds until its first step is taken, what takes the next, and who counts."""
+        start = now()
+        batches = task.batches(generator(0, "plan"))
+        seed_torch(0, "plan")
+        model = task.model().to(device)
+        if excuse := contender.excuse(model):
+            raise Excused(excuse)
+        gradients = Gradients(task, model, contender.make(model.parameters(), settings, task.horizon))
+
+        def step() -> object:
+            return gradients.step(to_device(next(batches), device))
+
+        step()
+        return now() - start, step, gradients
+
+    try:
+        with one_thread():
+            cold, *_ = begin()
+            warm, step, gradients = begin()
+            step()
+            before, start = gradients.count, now()
+            wall, cpu = time.perf_counter(), time.process_time()
+            while gradients.count == before or now() - start < TIMED_SECONDS:
+                step()
+            seconds = (now() - start) / (gradients.count - before)
+            wall_per_cpu = (time.perf_counter() - wall) / (time.process_time() - cpu)
+            evaluate(task, gradients.model, gradients.optimizer, "validation")
+            start = now()
+            evaluate(task, gradients.model, gradients.optimizer, "validation")
+            evaluation = now() - start
+    except Excused:
+        raise
+    except Exception as error:  # whatever an optimizer or a task of somebody's own may raise
+        raise ValueError(f"{optimizer_name} cannot run on {task_name}: {type(error).__name__}: {error}") from error
+    looks = task.evaluations + 2  # before the first step, and in confirming runs on the test set
+    run = warm + task.steps * seconds + looks * evaluation
+    return Cost(seconds, evaluation, run, first=max(0.0, cold - warm), wall_per_cpu=wall_per_cpu)
+
+
+def measure_all(asked: Design) -> tuple[dict[Pair, Cost], dict[Pair, str], float]:
+    """Time everyone on every task; to be called as the first work of a process.
+
+    Returns:
+        The costs; who is excused, and why; and the seconds until the first run of a race.
+
+    Raises:
+        ValueError: somebody cannot run at all, and why.
+    """
+    imports = time.process_time()  # the interpreter's start, and what it imported up to here
+    costs: dict[Pair, Cost] = {}
+    excused = {}
+    for task, name in itertools.product(asked.tasks, asked.optimizers):
+        try:
+            costs[task, name] = measure(task, name, asked.spaces, asked.device)
+        except Excused as excuse:
+            excused[task, name] = str(excuse)
+    # The coordinator, and after it all workers together, start as this process did.
+    return costs, excused, 2 * imports + sum(cost.first for cost in costs.values())
+
+
+def busy(costs: Collection[Cost]) -> float:
+    """Wall seconds that a CPU second took, median; far more than 1 where others are at work on this machine."""
+    return statistics.median(cost.wall_per_cpu for cost in costs) if costs else 1.0
+
+
+def _clock(device: str) -> Callable[[], float]:
+    """CPU seconds, which do not mind what else the machine does; wall seconds where another device computes."""
+    if device == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread, as in the race's workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 # --- what a race takes ---
 
@@ -99,7 +247,7 @@ def wall_seconds(design: Design, costs: Mapping[Pair, float], jobs: int, start_u
 
 
 @dataclass(frozen=True)
-class Plan:
+class Proposal:
     """What was found to fit."""
 
     design: Design | None
@@ -133,7 +281,7 @@ def propose(
     baselines: Collection[str] = (),
     seeds: int | None = None,
     start_up: float = 0.0,
-) -> Plan:
+) -> Proposal:
     """The race with the most runs for each that fits.
 
     Args:
@@ -176,7 +324,7 @@ def propose(
     if best is None:
         order = staying(asked, {pair: s for pair, s in costs.items() if pair[0] == tasks[0]}, baselines)
         two = dataclasses.replace(asked, tasks=tuple(tasks[:1]), optimizers=tuple(order[:2]))
-        return Plan(None, takes(ladder(two, seeds)[-1]), budget, jobs, costs, (), (), everyone, None)
+        return Proposal(None, takes(ladder(two, seeds)[-1]), budget, jobs, costs, (), (), everyone, None)
     larger = None
     for design in ladder(best[2], seeds):
         if (seconds := takes(design)) <= budget:
@@ -184,7 +332,7 @@ def propose(
         larger = design, seconds
     order = staying(asked, costs, baselines)
     without = tuple(name for name in reversed(order) if name not in design.optimizers)
-    return Plan(
+    return Proposal(
         design,
         seconds,
         budget,
@@ -237,7 +385,7 @@ def parse_budget(text: str) -> float:
     return seconds
 
 
-def plan_table(plan: Plan) -> Table:
+def plan_table(plan: Proposal) -> Table:
     """One row for each optimizer on each task: seconds a run, runs, and its share of the race."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     several = len({task for task, _ in plan.costs}) > 1
@@ -255,8 +403,8 @@ def plan_table(plan: Plan) -> Table:
     return table
 
 
-def plan_words(plan: Plan, busy: float = 1.0) -> list[str]:
-    """What fits, what does not, and what it would take; `busy` is that of `costs.py`."""
+def plan_words(plan: Proposal, busy: float = 1.0) -> list[str]:
+    """What fits, what does not, and what it would take; `busy` is what `busy` says."""
     return [*_fitting(plan), *([_others(busy)] if busy > BUSY else [])]
 
 
@@ -264,7 +412,7 @@ def _others(busy: float) -> str:
     return f"Others are at work on this machine: a CPU second took {busy:.1f} s. All this is as if they were not."
 
 
-def _fitting(plan: Plan) -> list[str]:
+def _fitting(plan: Proposal) -> list[str]:
     budget, workers = duration(plan.budget), f"{plan.jobs} worker{'s' if plan.jobs > 1 else ''}"
     if plan.design is None:
         told = f"Nothing fits {budget} on {workers}: the smallest race of two takes about {duration(plan.seconds)}"
