@@ -26,7 +26,7 @@ def document(results: Results) -> str:
     for i, across in enumerate(results.across):
         table = across_table(i, across, looks)
         written += ["", f"## All tasks, {TRACK_WORDS[across.track]}", "", *markdown(table)]
-        written += ["", f"Of those who raced on {escaped(listed(across.tasks))}. {escaped(table.caption)}"]
+        written += ["", f"Optimizers that raced on {escaped(listed(across.tasks))}. {escaped(table.caption)}"]
     written += ["", "## How to repeat it", "", *_fenced(str(setting.get("command", ""))), ""]
     written += [f"Race {escaped(race.id)}, begun {escaped(race.started_at)}.", ""]
     written += markdown(Table("", ["with", ""], [Row(pair) for pair in setting.get("environment", {}).items()]))
@@ -59,7 +59,7 @@ def _caption(part: Comparison) -> str:
     if counts and counts[0] < FEW:
         told += f" Intervals of fewer than {FEW} seeds only describe what was seen."
     if part.baseline:
-        told += f" Differences within ±{difference(part.margin, part.scale or 1.0).lstrip('+')} are of no consequence."
+        told += f" The equivalence margin is ±{difference(part.margin, part.scale or 1.0).lstrip('+')}."
     if not part.held_out:
         told += " There is no held-out data: the loss is the mean training loss over the last tenth of a run."
     return told

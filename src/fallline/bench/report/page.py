@@ -13,7 +13,7 @@ from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import difference, listed, plural
 from fallline.bench.protocol.analysis import STEADY, Results
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.design import title
+from fallline.bench.protocol.design import TRACK_WORDS, title
 from fallline.bench.protocol.stats import FEW
 from fallline.bench.protocol.verdict import descriptive
 from fallline.bench.report import figures
@@ -65,6 +65,7 @@ def page(results: Results, before: Results | None = None) -> str:
         claims=claims(results),
         costs=[*caution(results), *cost(results)],
         runs=sum(len(entry.runs) for part in results.parts for entry in part.entries),
+        track_words=TRACK_WORDS,
         unsteady=UNSTEADY,
         light=palette(looks, LIGHT),
         dark=palette(looks, DARK),

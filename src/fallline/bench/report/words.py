@@ -29,8 +29,8 @@ def caution(results: Results) -> list[str]:
     if not any(entry.verdict and entry.verdict.word in CLAIMS for entry in tuned):
         return []
     return [
-        f"This compares settings, each the find of one search of {results.design.trials} trials; the luck of a search "
-        "is seen by --studies, which repeats it."
+        f"Each optimizer was tuned by one search of {results.design.trials} trials. "
+        "Use --studies to see how much the search itself contributes."
     ]
 
 
@@ -59,8 +59,8 @@ def _of(word: Word, them: Sequence[ContenderResult], part: Comparison) -> str:
     if word in CLAIMS:
         return f"{names} {verb} {word} than {part.baseline.label}."
     if word == "practically equal":
-        band = difference(part.margin, scale).lstrip("+")
-        return f"{names} {verb} practically equal to it: the difference lies within ±{band}, of no consequence here."
+        margin = difference(part.margin, scale).lstrip("+")
+        return f"{names} {verb} practically equal to it: the difference is within the equivalence margin of ±{margin}."
     if word == "too few seeds":
         reasons: dict[str, list[str]] = {}
         for entry in them:
