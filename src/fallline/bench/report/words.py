@@ -1,6 +1,6 @@
 """A race in words: who won where, how sure that is, what it cost, and what weakens it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fallline.bench.common.numbers import difference, duration, listed, number
 from fallline.bench.protocol.analysis import Results
@@ -12,15 +12,19 @@ ORDER: tuple[Word, ...] = ("better", "practically equal", "no evidence", "worse"
 
 
 def summary(results: Results) -> list[str]:
-    """Sentences, the answer first."""
+    """What came of a race, the answer first."""
     told = []
     several = len(results.parts) > 1
     for part in results.parts:
         where = f"{title(part.task, part.track, results.design.tracks)}: " if several else ""
         told += [where + sentence if i == 0 else sentence for i, sentence in enumerate(verdicts(part))]
-    told += caution(results)
-    told += cost(results)
-    return told
+    return sentences([*told, *caution(results), *cost(results)], results)
+
+
+def sentences(said: Iterable[str], results: Results) -> list[str]:
+    """With capital letters, except where a sentence begins with a name: arTuRO keeps its small letter."""
+    names = (*results.design.tasks, *(entry.label for part in results.parts for entry in part.entries))
+    return [one if one.startswith(names) else one[:1].upper() + one[1:] for one in said]
 
 
 def caution(results: Results) -> list[str]:
