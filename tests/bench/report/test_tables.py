@@ -58,9 +58,7 @@ def test_the_page_has_every_cell_with_its_interval_its_sign_and_its_doubts():
     assert '<td data-label="Against SGD">' in html
     assert '<td colspan="4"><span class="doubt">the best lr lies at an edge</span></td>' in html
     assert html.count('class="ours has-doubt"') == 1
-    assert all(
-        plain(cell) in html for row in TABLE.rows for cell in row.cells if isinstance(cell, str) and " [" not in cell
-    )
+    assert all(text in html for text in (TABLE.caption, *TABLE.head, "every trial failed", "http://a"))
 
 
 @pytest.mark.parametrize("evil", ["<b>&", "a | b", "`x`", "\n# head"])
