@@ -12,19 +12,20 @@ import functools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._compile import _disable_dynamo
-from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle, unserializable_hook
 
-from ._optimizer import Optimizer, Params, _precision, within
+from ._engine.frames import within
+from ._engine.torch_private import Criterion, disable_dynamo, in_backward, traced
+from ._group import Group
+from ._optimizer import G, Optimizer, Params, _precision
+from ._settings import RunSettings
 from ._shards import mean_over_ranks, whole
 
 FOUR_WAYS = (
@@ -34,7 +35,7 @@ FOUR_WAYS = (
 )
 
 
-class LossAware(Optimizer):
+class LossAware(Optimizer[G]):
     """An optimizer that reads the loss as well as the gradients.
 
     ``step`` takes it from the backward passes (:meth:`attach`, :meth:`observe`), else from ``loss=``, else from the
@@ -46,9 +47,9 @@ class LossAware(Optimizer):
     _alone = False  # whether the batch is this process's own, whatever other ranks there are
     _ranks: "dist.ProcessGroup | None" = None  # those that share the batch; None: all
 
-    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Params, defaults: dict[str, Any], **run: Unpack[RunSettings]) -> None:
         self._losses = Losses(self)
-        super().__init__(params, defaults)
+        super().__init__(params, defaults, **run)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -152,7 +153,7 @@ class Losses:
     Fabric and Lightning wrap an optimizer by a copy of its attributes: both then hold this one object.
     """
 
-    def __init__(self, optimizer: LossAware) -> None:
+    def __init__(self, optimizer: LossAware[Any]) -> None:
         self.optimizer = weakref.ref(optimizer)
         self.attached: OrderedDict[int, int] = OrderedDict()  # by the handle's number
         # Of the passes that reached the parameters: what backward was called on; of the losses that were watched, the
@@ -171,7 +172,7 @@ class Losses:
         _listen()
         _LISTENING.add(self)
 
-    @_disable_dynamo
+    @disable_dynamo
     def observe(self, loss: Tensor) -> None:
         if self.last is not None and self.last() is loss:
             return
@@ -196,7 +197,7 @@ class Losses:
     def take(self) -> Tensor | None:
         """The sums up to now, which are forgotten; within backward (a step in a hook) those of the pass as well."""
         sums, self.sums, self.mark = self.sums if self.shape is None else None, None, None
-        if self.listening and _PASSES and torch._C._current_graph_task_id() != -1:
+        if self.listening and _PASSES and in_backward():
             passing = _PASSES[-1]
             passing.taken.add(self)
             now = passing.sums(self)
@@ -287,10 +288,10 @@ def _listen() -> None:
     """Have backward tell what it is called on: torch has hooks for every gradient, but none that knows its loss."""
     plain = torch.autograd.backward
 
-    @_disable_dynamo
+    @disable_dynamo
     @functools.wraps(plain)
     def backward(tensors: Any, grad_tensors: Any = None, *args: Any, **kwargs: Any) -> None:
-        nested = getattr(_CALLING, "backward", False) or torch._C._current_graph_task_id() != -1
+        nested = getattr(_CALLING, "backward", False) or in_backward()
         if not _LISTENING or nested:  # nested: torch.utils.checkpoint goes on backward through a piece
             return plain(tensors, grad_tensors, *args, **kwargs)
         roots, grads = _row(tensors), None if grad_tensors is None else _row(grad_tensors)
@@ -342,7 +343,7 @@ def _like(value: Any, like: Tensor) -> Tensor:
     return tensor.detach().to(like)
 
 
-def all_zero(groups: list[SimpleNamespace]) -> bool:
+def all_zero(groups: Sequence[Group]) -> bool:
     """Whether every gradient is zero. Reads the device: only where an error would follow."""
     return not any(bool(g.any()) for t in groups for g in t.grads)
 
@@ -359,7 +360,7 @@ class Attachment:
     @property
     def optimizer(self) -> Any:
         """None when it is no more, in a copy, and where the module is not run but traced or exported."""
-        if self._optimizer is None or torch._C._get_tracing_state() is not None or torch.compiler.is_exporting():
+        if self._optimizer is None or traced():
             return None
         return self._optimizer()
 
@@ -414,7 +415,7 @@ class _Tap(Attachment):
 
 def _loss_of(module: torch.nn.Module, output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
-        if output.dim() == 0 or isinstance(module, _Loss):
+        if output.dim() == 0 or isinstance(module, Criterion):
             return output
     elif isinstance(output, dict) and "loss" in output:
         loss: Tensor | None = output["loss"]

@@ -1,28 +1,29 @@
 """The base class: parameter groups, their state and the shared scalars in; lists of tensors for kernels out."""
 
-import functools
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, Unpack, get_args
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo  # as torch.optim does: the public one imports the compiler at once
 from torch.nn.parameter import is_lazy
 
 from ._checkpoint import alike, fitted
+from ._engine.frames import within
 from ._engine.fused import Kernel, Misfit, Tensors
 from ._engine.run import run
+from ._engine.torch_private import disable_dynamo, in_functorch
+from ._group import Group, Shared
+from ._settings import RUN, RunSettings, check, plain, signature
 from ._shards import _sharded, local, over_shards
 from .kernels import squared_norms
 
+G = TypeVar("G", bound=Group)
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(torch.optim.Optimizer, Generic[G]):
     """Base of all optimizers here: a :class:`torch.optim.Optimizer` in which a method is kernels and algebra.
 
     A method declares its state (:meth:`init_state`) and its shared scalars (:meth:`init_shared`), and writes
@@ -40,14 +41,24 @@ class Optimizer(torch.optim.Optimizer):
         ValueError: a setting outside its range; the message names it, its value and the range.
     """
 
-    _ranges: ClassVar[dict[str, str]] = {"lr": "[0, inf)"}  # and None where the constructor has it as its default
-    _choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # `callable` among them admits any
     # Settings with one value for all groups.
     _whole: ClassVar[frozenset[str]] = frozenset({"skip_nonfinite", "stochastic_rounding", "fused"})
+    _run_defaults: ClassVar[RunSettings] = {}  # run settings whose default is not False
     _words: ClassVar[Mapping[str, tuple[Any, ...]]] = {}  # what shared values that are words may be
     _separable = False  # whether a step on some of the parameters is that part of the step on all
+    _group: type[Group] = Group  # the G of Optimizer[G]
 
-    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in vars(cls).get("__orig_bases__", ()):
+            cls._group = next((of for of in get_args(base) if isinstance(of, type)), cls._group)
+        cls.__signature__ = signature(cls)  # type: ignore[attr-defined]
+
+    def __init__(self, params: Params, defaults: dict[str, Any], **run: Unpack[RunSettings]) -> None:
+        if unknown := [name for name in run if name not in RUN]:
+            raise TypeError(f"{type(self).__name__}.__init__() got an unexpected keyword argument {unknown[0]!r}")
+        run_settings = {**dict.fromkeys(RUN, False), **self._run_defaults, **defaults, **run}
+        defaults = {**defaults, **{name: run_settings[name] for name in RUN}}
         zero: Any = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
         if (
             zero is not None
@@ -92,19 +103,17 @@ class Optimizer(torch.optim.Optimizer):
         """Shared values at the start: floats and ints become device scalars, strings and bools stay as they are."""
         return {"skipped": 0, **({"roundings": 0} if self.defaults["stochastic_rounding"] else {})}
 
-    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+    def advance(self, groups: list[G], shared: Shared, loss: Any) -> None:
         """The step. ``groups`` have ``params``, ``grads``, lists of state by name, and the group's settings."""
         raise NotImplementedError
 
     # -- the verbs it is written in ---------------------------------------------------------------------------
 
-    def each(self, kernel: Kernel, t: SimpleNamespace, *lists: Any, **scalars: Any) -> None:
+    def each(self, kernel: Kernel, t: Group, *lists: Any, **scalars: Any) -> None:
         """Run ``kernel`` over the group's parameters and the given lists (a 1-D tensor is a list of scalars)."""
         self._run(kernel, t, lists, scalars)
 
-    def sums(
-        self, kernel: Kernel, t: SimpleNamespace, *lists: Any, maxima: int = 0, **scalars: Any
-    ) -> tuple[Tensor, ...]:
+    def sums(self, kernel: Kernel, t: Group, *lists: Any, maxima: int = 0, **scalars: Any) -> tuple[Tensor, ...]:
         """The same, returning each sum that the kernel returns as a vector [tensors] in the scalars' precision.
 
         What the kernel returns must add up over the elements: squares and dot products, never norms. Only the last
@@ -112,10 +121,11 @@ class Optimizer(torch.optim.Optimizer):
         """
         sums = self._run(kernel, t, lists, scalars, maxima)
         assert sums is not None, kernel
-        return over_shards(sums.to(t.skipped.device, _precision(t.skipped.device)), t.owners, maxima).unbind(1)
+        device = t.values["skipped"].device
+        return over_shards(sums.to(device, _precision(device)), t.owners, maxima).unbind(1)
 
     def _run(
-        self, kernel: Kernel, t: SimpleNamespace, lists: Sequence[Any], scalars: dict[str, Any], maxima: int = 0
+        self, kernel: Kernel, t: Group, lists: Sequence[Any], scalars: dict[str, Any], maxima: int = 0
     ) -> Tensor | None:
         try:
             return run(kernel, [t.params, *lists], scalars, t.fused, maxima, _salt(t))
@@ -123,13 +133,12 @@ class Optimizer(torch.optim.Optimizer):
             column, what = misfit.column, misfit.what
             if isinstance(column, int):
                 x = [t.params, *lists][column]
-                known = {id(value): name for name, value in vars(t).items()}
-                column = {"params": "parameter", "grads": "gradient"}.get(
-                    known.get(id(x), ""), known.get(id(x), f"argument {column} of {kernel.__name__}")
-                )
+                known = {id(t.values[name]): name for name in t.lists}
+                known |= {id(t.params): "parameter", id(t.grads): "gradient"}
+                column = known.get(id(x), f"argument {column} of {kernel.__name__}")
             raise RuntimeError(f"{type(self).__name__}: {column}{self._whose(t, misfit.tensor)} {what}") from None
 
-    def _whose(self, t: SimpleNamespace, p: Tensor | None) -> str:
+    def _whose(self, t: Group, p: Tensor | None) -> str:
         """Which parameter of a group's view this is."""
         place = next((i for i, other in enumerate(t.params) if other is p), None)
         if place is None:
@@ -139,7 +148,7 @@ class Optimizer(torch.optim.Optimizer):
         name = f" ({group['param_names'][number]})" if "param_names" in group else ""
         return f" of parameter {number}{name} in group {t.index}"
 
-    def finite(self, groups: list[SimpleNamespace]) -> Tensor:
+    def finite(self, groups: Sequence[Group]) -> Tensor:
         """0-D bool: no gradient holds a NaN or an infinity, or a norm whose square overflows."""
         return torch.cat([self.sums(squared_norms, t, t.grads)[0] for t in groups]).sum().isfinite()
 
@@ -151,7 +160,7 @@ class Optimizer(torch.optim.Optimizer):
         count: Tensor = self.param_groups[0]["skipped"]
         return count
 
-    @_disable_dynamo  # torch.compile(optimizer.step) would lose what is written to a group's tensors: see fused=True
+    @disable_dynamo  # torch.compile(optimizer.step) would lose what is written to a group's tensors: see fused=True
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Perform one step.
@@ -171,7 +180,7 @@ class Optimizer(torch.optim.Optimizer):
             TypeError: ``closure`` is no function, but perhaps the loss.
         """
         value = None
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if in_functorch():
             raise RuntimeError(
                 "step() within torch.func: it changes parameters in place; step where the transform is done"
             )
@@ -285,7 +294,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # -- views ------------------------------------------------------------------------------------------------
 
-    def _groups(self, select: Callable[[Tensor], bool]) -> list[SimpleNamespace]:
+    def _groups(self, select: Callable[[Tensor], bool]) -> list[G]:
         """The selected parameters, group by group, as local real tensors with their gradients and state."""
         # Python's share of a step: of a thousand tensors, every look at each of them is seen in the time.
         # What is listed twice counts once.
@@ -309,16 +318,22 @@ class Optimizer(torch.optim.Optimizer):
                 self._follow_types(ps, states, group)
                 real = not any(map(Tensor.is_complex, ps))
                 state = {name: local([own[name] for own in states], real=real) for name in self._listed(ps[0])}
-                view = SimpleNamespace(**{**group, **state})
-                view.index, view.owners, view.params, view.grads = i, ps, local(ps, real=real), local(gs, ps, real=real)
+                lists = {"owners": ps, "params": local(ps, real=real), "grads": local(gs, ps, real=real)}
                 if group["maximize"]:
-                    view.grads = [-g for g in view.grads]
-                if isinstance(view.lr, Tensor):  # not read on the host
-                    view.lr = torch.where((view.lr >= 0) & view.lr.isfinite(), view.lr, 0.0)
+                    lists["grads"] = [-g for g in lists["grads"]]
+                settings, lr = dict(group), group["lr"]
+                if isinstance(lr, Tensor):  # not read on the host
+                    settings["lr"] = torch.where((lr >= 0) & lr.isfinite(), lr, 0.0)
                 if group["fused"]:
-                    for name in ("params", "grads", *state):
-                        setattr(view, name, self._as_known((i, name), getattr(view, name)))
+                    state = {name: self._as_known((i, name), ts) for name, ts in state.items()}
+                    lists |= {name: self._as_known((i, name), lists[name]) for name in ("params", "grads")}
+                view: Any = self._group(i, **lists, state=state, settings=settings)
                 views.append(view)
+        return views
+
+    def _settings(self) -> list[G]:
+        """The groups without their parameters: settings and shared scalars."""
+        views: list[Any] = [self._group(i, [], [], [], {}, group) for i, group in enumerate(self.param_groups)]
         return views
 
     def _follow_types(self, ps: list[Tensor], states: list[dict[str, Tensor]], group: dict[str, Any]) -> None:
@@ -351,9 +366,9 @@ class Optimizer(torch.optim.Optimizer):
                 kept[key] = old
         return old
 
-    def _shared(self) -> SimpleNamespace:
+    def _shared(self) -> Shared:
         first = self.param_groups[0]
-        return SimpleNamespace(**{name: first[name] for name in self.init_shared()})
+        return Shared({name: first[name] for name in self.init_shared()})
 
     def _share(self, **values: Any) -> None:
         for group in self.param_groups:
@@ -369,24 +384,13 @@ class Optimizer(torch.optim.Optimizer):
             self.param_groups[0]["roundings"].add_(1)
 
     def _move(self, device: torch.device) -> None:
-        self._share(**{name: _scalar(value, device) for name, value in vars(self._shared()).items()})
+        self._share(**{name: _scalar(value, device) for name, value in self._shared().values.items()})
         for p, state in self.state.items():
             self.state[p] = {name: value.to(p.device) for name, value in state.items()}
 
     def _check(self, settings: dict[str, Any]) -> None:
         """Refuse settings outside their range before anything has changed."""
-        for name, interval in self._ranges.items():
-            value = settings[name]
-            if not (_inside(value, interval) or (value is None and name in _optional(type(self)))):
-                raise ValueError(f"{name}={value!r} is outside its range: a number in {interval}")
-        for name, options in self._choices.items():
-            value = settings[name]
-            if not (value in options or (callable in options and callable(value))):
-                allowed = ", ".join("a callable" if option is callable else repr(option) for option in options)
-                raise ValueError(f"{name}={value!r} is unknown: one of {allowed}")
-        for name in _switches(type(self)):  # type: ignore[arg-type]
-            if name in settings and not isinstance(settings[name], bool):
-                raise ValueError(f"{name}={settings[name]!r} is outside its range: True or False")
+        check(type(self), settings)
 
     def _check_again(self) -> None:
         """Refuse settings that were changed to something outside their range, before anything has moved."""
@@ -398,7 +402,7 @@ class Optimizer(torch.optim.Optimizer):
                 continue
             group.update({name: plain(group[name]) for name in names})
             settings = {name: group[name] for name in names}
-            if isinstance(settings["lr"], Tensor) and settings["lr"].numel() == 1:
+            if isinstance(settings.get("lr"), Tensor) and settings["lr"].numel() == 1:
                 settings["lr"] = 0.0  # its value is not read
             try:
                 self._check(settings)
@@ -408,27 +412,8 @@ class Optimizer(torch.optim.Optimizer):
             checked[number] = [group[name] for name in names]
 
 
-def within(cls: type, method: str) -> Any:
-    """The object of ``cls`` in whose ``method`` this is, or None: for callers that do not say what they are about."""
-    code = getattr(getattr(cls, method, None), "__code__", None)
-    frame: Any = sys._getframe()
-    while frame is not None and frame.f_code is not code:
-        frame = frame.f_back
-    return None if frame is None else frame.f_locals["self"]
-
-
-def plain(value: Any) -> Any:
-    """A number of numpy as Python's, also within a tuple: a checkpoint then holds nothing of numpy."""
-    if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(map(plain, value))
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray) and value.ndim == 0:
-        return value.item()
-    return value
-
-
-def _salt(t: SimpleNamespace) -> Tensor | None:
-    return t.roundings if t.stochastic_rounding else None
+def _salt(t: Group) -> Tensor | None:
+    return t.values["roundings"] if t.values["stochastic_rounding"] else None
 
 
 def _precision(device: torch.device) -> torch.dtype:
@@ -441,28 +426,3 @@ def _scalar(value: Any, device: torch.device) -> Any:
     if isinstance(value, str | bool):
         return value
     return torch.tensor(value, device=device, dtype=_precision(device) if isinstance(value, float) else torch.int64)
-
-
-def _optional(cls: type) -> set[str]:
-    """Settings that may be None: those of a class, and of its bases, for it may pass `**settings` on to them."""
-    makers = [vars(base)["__init__"] for base in cls.__mro__[:-1] if "__init__" in vars(base)]
-    settings = [one for maker in makers for one in inspect.signature(maker).parameters.values()]
-    return {one.name for one in settings if one.default is None}
-
-
-@functools.cache
-def _switches(cls: type) -> tuple[str, ...]:
-    """Settings that are True or False by default."""
-    return tuple(name for name, one in inspect.signature(cls).parameters.items() if isinstance(one.default, bool))
-
-
-def _inside(value: Any, interval: str) -> bool:
-    low, high = (float(end) for end in interval[1:-1].split(","))
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            return False
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    above = low <= value if interval[0] == "[" else low < value
-    return above and (value <= high if interval[-1] == "]" else value < high)

@@ -1,14 +1,15 @@
 """CoolMomentum: Langevin dynamics with simulated annealing (Borysenko and Byshkin, 2021)."""
 
 import math
-from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
+from ._group import Group, Shared
 from ._optimizer import Optimizer, Params
+from ._settings import NonNegative, Rate, RunSettings, Share
 from ._shards import size
 from .kernels import clean, squared_norms, zeros_like
 
@@ -58,7 +59,25 @@ def linear(s: Tensor, rho_0: float) -> Tensor:
 SCHEDULES = {f.__name__: f for f in (exponential, exponential_temperature, linear)}
 
 
-class CoolMomentum(Optimizer):
+Schedule = Literal["exponential", "exponential_temperature", "linear"] | Callable[[Tensor], Tensor]
+
+
+class Cooling(Group):
+    """What a step reads of a group."""
+
+    __slots__ = ()
+
+    rho_0: float
+    cool_steps: float | None
+    schedule: Schedule
+    hold_steps: float
+    weight_decay: float
+    decoupled: bool
+    step: Tensor
+    displacement: list[Tensor]
+
+
+class CoolMomentum(Optimizer[Cooling]):
     r"""SGD whose momentum cools: Langevin dynamics in which friction grows until only gradient descent is left.
 
     .. math:: d_t = \rho_t d_{t-1} - \tfrac{1 + \rho_t}{2} \eta g_t, \qquad p_t = p_{t-1} + d_t
@@ -106,37 +125,23 @@ class CoolMomentum(Optimizer):
         (True, 0.0)
     """
 
-    _ranges = Optimizer._ranges | {
-        "rho_0": "[0, 1)",
-        "cool_steps": "[1, inf)",
-        "hold_steps": "[0, inf)",
-        "weight_decay": "[0, inf)",
-    }
-    _choices = {"schedule": (*SCHEDULES, callable)}
     _separable = True
 
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 0.01,
-        rho_0: float = 0.99,
-        cool_steps: float | None = None,
+        lr: Rate = 0.01,
+        rho_0: Share = 0.99,
+        cool_steps: Annotated[float, "[1, inf)"] | None = None,
         *,
-        schedule: str | Callable[[Tensor], Tensor] = "exponential",
-        hold_steps: float = 0,
-        weight_decay: float = 0.0,
+        schedule: Schedule = "exponential",
+        hold_steps: NonNegative = 0,
+        weight_decay: NonNegative = 0.0,
         decoupled: bool = False,
-        skip_nonfinite: bool = False,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
+        **run: Unpack[RunSettings],
     ) -> None:
-        settings = dict(lr=lr, rho_0=rho_0, cool_steps=cool_steps, schedule=schedule, hold_steps=hold_steps)
-        decay = dict(weight_decay=weight_decay, decoupled=decoupled)
-        run = dict(
-            skip_nonfinite=skip_nonfinite, maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused
-        )
-        super().__init__(params, {**settings, **decay, **run})
+        cooling = dict(lr=lr, rho_0=rho_0, cool_steps=cool_steps, schedule=schedule, hold_steps=hold_steps)
+        super().__init__(params, {**cooling, "weight_decay": weight_decay, "decoupled": decoupled}, **run)
 
     def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"displacement": zeros_like(p)}
@@ -144,7 +149,7 @@ class CoolMomentum(Optimizer):
     def init_shared(self) -> dict[str, Any]:
         return {"step": 0.0, **super().init_shared()}  # one counter: a tensor that comes late is as cold as the rest
 
-    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+    def advance(self, groups: list[Cooling], shared: Shared, loss: Any) -> None:
         ok = self.finite(groups) if groups[0].skip_nonfinite else None
         move = None if ok is None else ok.to(shared.step.dtype)  # 0 or 1
         for t in groups:
@@ -235,18 +240,18 @@ class CoolMomentum(Optimizer):
         One pass. Raises RuntimeError when no gradient is left: read it between ``step`` and ``zero_grad``.
         """
 
-        def work(t: SimpleNamespace) -> Tensor:
+        def work(t: Cooling) -> Tensor:
             coupled, shrink = (0.0, 1 - t.lr * t.weight_decay) if t.decoupled else (t.weight_decay, 1.0)
             return self.sums(_virial, t, t.grads, t.displacement, weight_decay=coupled, shrink=shrink)[0]
 
         return self._mean(work, graded=True)
 
     @torch.no_grad()
-    def _reading(self, formula: Callable[[Tensor, dict[str, Any]], Tensor]) -> Tensor:
-        return torch.stack([formula(_momentum(SimpleNamespace(**g)), g) for g in self.param_groups]).squeeze()
+    def _reading(self, formula: Callable[[Tensor, Mapping[str, Any]], Tensor]) -> Tensor:
+        return torch.stack([formula(_momentum(t), t.values) for t in self._settings()]).squeeze()
 
     @torch.no_grad()
-    def _mean(self, total: Callable[[SimpleNamespace], Tensor], graded: bool = False) -> Tensor:
+    def _mean(self, total: Callable[[Cooling], Tensor], graded: bool = False) -> Tensor:
         groups = self._groups(lambda p: p in self.state and (p.grad is not None or not graded))
         if not groups:
             raise RuntimeError("no gradient is left to read: ask between step() and zero_grad()")
@@ -256,7 +261,7 @@ class CoolMomentum(Optimizer):
         return means.squeeze()
 
 
-def _momentum(t: SimpleNamespace) -> Tensor:
+def _momentum(t: Cooling) -> Tensor:
     """rho at step t: a 0-D tensor of the counter's precision. Computed from t/S, since alpha^t underflows."""
     step: Tensor = t.step
     if t.cool_steps is None:

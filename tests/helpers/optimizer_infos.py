@@ -13,6 +13,7 @@ from torch.testing._internal.common_optimizers import (
 )
 
 import fallline
+from fallline._settings import choices, intervals
 
 Settings = dict[str, Any]
 
@@ -165,7 +166,7 @@ def error_inputs(cls: type[fallline.Optimizer]) -> Any:
             if error.error_regex == "Tensor lr must be 1-element":  # here the range is named
                 error.error_regex = r"lr=tensor\(.* is outside its range"
         wrong: list[tuple[Settings, str]] = list(ERRORS[cls])
-        for name, interval in cls._ranges.items():
+        for name, interval in intervals(cls).items():
             low, high = interval[1:-1].split(", ")
             values = [float("nan"), "fast", None] if cls([torch.zeros(1)]).defaults[name] is not None else ["fast"]
             values += [float(low) - 1] if low != "-inf" else []
@@ -173,7 +174,7 @@ def error_inputs(cls: type[fallline.Optimizer]) -> Any:
             wrong += [
                 ({name: value}, rf"{name}=.* is outside its range: a number in \{interval[0]}") for value in values
             ]
-        wrong += [({name: "nonsense"}, rf"{name}='nonsense' is unknown: one of") for name in cls._choices]
+        wrong += [({name: "nonsense"}, rf"{name}='nonsense' is unknown: one of") for name in choices(cls)]
         common += [
             ErrorOptimizerInput(
                 OptimizerInput(params=None, kwargs=kwargs, desc=regex), error_type=ValueError, error_regex=regex

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fallline
+from fallline._settings import choices, intervals
 
 Make = Callable[..., fallline.Optimizer]
 
@@ -668,13 +669,13 @@ def test_hooks_are_called(name: str) -> None:
 @pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _ in TABLE.values()), ids=lambda cls: cls.__name__)
 def test_bad_arguments_are_named_with_value_and_range(cls: type[fallline.Optimizer]) -> None:
     w = nn.Parameter(torch.zeros(2))
-    assert cls._ranges.keys() | cls._choices.keys() <= cls([w]).defaults.keys()
-    for name, interval in cls._ranges.items():
+    assert intervals(cls).keys() | choices(cls).keys() <= cls([w]).defaults.keys()
+    for name, interval in intervals(cls).items():
         for value in (float("nan"), "fast", True, -1.0 if interval[1] == "0" else float("inf")):
             with pytest.raises(ValueError, match=rf"^{name}=.*{value!r}.*range") as caught:
                 cls([w], **{name: value})
             assert interval in str(caught.value)
-    for name in cls._choices:
+    for name in choices(cls):
         with pytest.raises(ValueError, match=rf"^{name}='nonsense' is unknown: one of "):
             cls([w], **{name: "nonsense"})
     with pytest.raises(TypeError, match="no_such_setting"):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fallline
-from fallline._optimizer import _inside
+from fallline._settings import choices, inside, intervals
 from reference import arturo as arturo_reference
 from reference import coolmomentum as cool_reference
 from reference import koala as koala_reference
@@ -134,7 +134,7 @@ def numbers(interval: str, largest: float) -> st.SearchStrategy[float]:
     even = st.floats(max(low, -largest), min(high, largest), allow_nan=False).filter(lambda x: abs(x) >= 1 / largest)
     magnitudes = st.floats(-math.log10(largest), math.log10(largest)).map(lambda e: 10.0**e)
     ends = st.sampled_from([low, 1 / largest, math.nextafter(high, low) if high == 1 else largest])
-    return st.one_of(even, magnitudes, ends).filter(lambda x: _inside(x, interval))
+    return st.one_of(even, magnitudes, ends).filter(lambda x: inside(x, interval))
 
 
 def usual_numbers(name: str) -> st.SearchStrategy[Any]:
@@ -148,7 +148,7 @@ def legal(draw: st.DrawFn, name: str, largest: float | None = None) -> Settings:
     cls: Any = CLASSES[name]
     defaults = cls([nn.Parameter(torch.zeros(1))]).defaults
     chosen: Settings = {}
-    for key, interval in cls._ranges.items():
+    for key, interval in intervals(cls).items():
         if key in WHOLE_NUMBERS and largest is not None:
             drawn: st.SearchStrategy[Any] = st.integers(int(interval[1]), LARGEST.get(key, 50)) | st.just(
                 int(interval[1])
@@ -156,7 +156,7 @@ def legal(draw: st.DrawFn, name: str, largest: float | None = None) -> Settings:
         else:
             drawn = usual_numbers(key) if largest is None else numbers(interval, largest)
         chosen[key] = draw(st.none() | drawn if defaults[key] is None else drawn)
-    for key, options in cls._choices.items():
+    for key, options in choices(cls).items():
         chosen[key] = draw(st.sampled_from([option for option in options if option is not callable]))
     for key, value in defaults.items():
         if isinstance(value, bool) and key in ("decoupled", "symmetric"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import fallline
+from fallline._settings import intervals
 
 METHODS: dict[str, Callable[..., Any]] = {
     "koala-v": lambda ps, **more: fallline.VanillaKOALA(ps, **{"sigma": 0.1, **more}),
@@ -460,7 +461,7 @@ def test_other_settings_are_looked_at_again_too(method: str) -> None:
     model, optimizer = trained(method)
     before = weights(model)
     changed = 0
-    for name, interval in optimizer._ranges.items():
+    for name, interval in intervals(type(optimizer)).items():
         if not interval.startswith(("[0", "(0")) or optimizer.param_groups[0][name] is None:
             continue
         good = optimizer.param_groups[0][name]

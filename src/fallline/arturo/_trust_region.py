@@ -14,12 +14,12 @@ Nothing here depends on a tensor's value on the host: no branches, a fixed numbe
 """
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .._group import Group
 from .._shards import size
 
 TINY = 1e-37  # in place of 0 in a denominator: 0 / 0 in a coordinate without gradient and curvature is 0
@@ -32,6 +32,39 @@ At = Callable[[Tensor], tuple[Tensor, Tensor]]
 def join(parts: Sequence[Tensor]) -> Tensor:
     """Vectors end to end."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+class GaussianGroup(Group):
+    """What a step reads of a group."""
+
+    __slots__ = ()
+
+    reg_weight: float
+    prior_prec: float
+    nu: float
+    process_noise: float
+    process_noise_quad: float | None
+    measurement_noise: float
+    curvature_init: float
+    curvature_floor: float
+    intercept_init: str
+    curvature: str
+    beta2: float
+    weight_decay: float
+    solver: str
+    newton_iters: int
+    eta_min: float
+    scope: str
+    multiplier: Tensor
+    precision: list[Tensor]
+    slope: list[Tensor]
+    second_moment: list[Tensor]
+    intercept: list[Tensor]
+    p00: list[Tensor]
+    p01: list[Tensor]
+    p11: list[Tensor]
+    started: list[Tensor]
+    seen: list[Tensor]
 
 
 class Moments(NamedTuple):
@@ -62,7 +95,7 @@ class TrustRegion:
         squared: whether z is known by its squares alone, from moments.
     """
 
-    def __init__(self, groups: list[SimpleNamespace], scope: str, squared: bool) -> None:
+    def __init__(self, groups: Sequence[GaussianGroup], scope: str, squared: bool) -> None:
         self.scope = scope
         self.sizes = [len(t.params) for t in groups]
         like = groups[0].multiplier

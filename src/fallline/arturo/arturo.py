@@ -1,15 +1,17 @@
 """arTuRO: weights as a Gaussian, each step bounded by a KL trust region (Dahlinger et al., 2023)."""
 
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
+from .._group import Shared
 from .._optimizer import Optimizer, Params
+from .._settings import CountOrZero, NonNegative, Positive, Rate, Real, RunSettings, Share
 from ..kernels import full_like, scalar_like, zeros_like
 from . import _curvature
-from ._trust_region import Moments, TrustRegion, join
+from ._trust_region import GaussianGroup, Moments, TrustRegion, join
 
 PUBLISHED = {
     name: dict(lr=lr, reg_weight=kappa, measurement_noise=r, process_noise=q, weight_decay=decay)
@@ -29,7 +31,7 @@ KERNELS = {
 }
 
 
-class ArTuRO(Optimizer):
+class ArTuRO(Optimizer[GaussianGroup]):
     r"""arTuRO: a quadratic model of the loss, minimized where moving a Gaussian of weights costs a bounded KL.
 
     Each weight :math:`\theta` is the mean of a Gaussian with precision :math:`\Lambda`; a Kalman filter of the
@@ -113,73 +115,57 @@ class ArTuRO(Optimizer):
         (True, True)
     """
 
-    _ranges = Optimizer._ranges | {
-        "reg_weight": "[0, inf)",
-        "prior_prec": "[0, inf)",
-        "nu": "[0, inf)",
-        "var_init": "(0, inf)",
-        "filter_var_init": "[0, inf)",
-        "process_noise": "[0, inf)",
-        "process_noise_quad": "[0, inf)",
-        "measurement_noise": "(0, inf)",
-        "curvature_init": "(-inf, inf)",
-        "curvature_floor": "[-inf, inf)",
-        "beta2": "[0, 1)",
-        "weight_decay": "[0, inf)",
-        "newton_iters": "[0, inf)",
-        "eta_min": "[0, inf)",
-    }
-    _choices = {
-        "curvature": ("rls", "second-moment"),
-        "solver": ("newton", "bisect"),
-        "intercept_init": ("grad", "centred"),
-        "scope": ("global", "group", "tensor"),
-    }
     _whole = Optimizer._whole | {"curvature", "solver", "newton_iters", "eta_min", "scope"}
+    _run_defaults = {"skip_nonfinite": True}
     _solution: tuple[Tensor, Tensor] | None = None  # eta and KL of the last step, one number a constraint
 
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 2.8e-3,
+        lr: Rate = 2.8e-3,
         *,
-        reg_weight: float = 0.3,
-        prior_prec: float = 0.0015,
-        nu: float = 1.3,
-        var_init: float = 0.01,
-        filter_var_init: float = 5e-5,
-        process_noise: float = 2.5e-3,
-        process_noise_quad: float | None = None,
-        measurement_noise: float = 1.22,
-        curvature_init: float = 0.1,
-        curvature_floor: float = 0.0,
-        curvature: str = "rls",
-        beta2: float = 0.999,
-        weight_decay: float = 0.0,
-        solver: str = "newton",
-        newton_iters: int = 0,
-        eta_min: float = 0.0,
-        intercept_init: str = "grad",
-        scope: str = "global",
-        skip_nonfinite: bool = True,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
+        reg_weight: NonNegative = 0.3,
+        prior_prec: NonNegative = 0.0015,
+        nu: NonNegative = 1.3,
+        var_init: Positive = 0.01,
+        filter_var_init: NonNegative = 5e-5,
+        process_noise: NonNegative = 2.5e-3,
+        process_noise_quad: NonNegative | None = None,
+        measurement_noise: Positive = 1.22,
+        curvature_init: Real = 0.1,
+        curvature_floor: Annotated[float, "[-inf, inf)"] = 0.0,
+        curvature: Literal["rls", "second-moment"] = "rls",
+        beta2: Share = 0.999,
+        weight_decay: NonNegative = 0.0,
+        solver: Literal["newton", "bisect"] = "newton",
+        newton_iters: CountOrZero = 0,
+        eta_min: NonNegative = 0.0,
+        intercept_init: Literal["grad", "centred"] = "grad",
+        scope: Literal["global", "group", "tensor"] = "global",
+        **run: Unpack[RunSettings],
     ) -> None:
-        gaussian = dict(lr=lr, reg_weight=reg_weight, prior_prec=prior_prec, nu=nu, var_init=var_init)
-        noises = dict(process_noise=process_noise, process_noise_quad=process_noise_quad)
-        noises |= dict(filter_var_init=filter_var_init, measurement_noise=measurement_noise)
-        model = dict(curvature_init=curvature_init, curvature_floor=curvature_floor, intercept_init=intercept_init)
-        model |= dict(curvature=curvature, beta2=beta2)
-        solve = dict(solver=solver, newton_iters=newton_iters, eta_min=eta_min, scope=scope)
-        run = dict(
+        settings: dict[str, Any] = dict(
+            lr=lr,
+            reg_weight=reg_weight,
+            prior_prec=prior_prec,
+            nu=nu,
+            var_init=var_init,
+            filter_var_init=filter_var_init,
+            process_noise=process_noise,
+            process_noise_quad=process_noise_quad,
+            measurement_noise=measurement_noise,
+            curvature_init=curvature_init,
+            curvature_floor=curvature_floor,
+            curvature=curvature,
+            beta2=beta2,
             weight_decay=weight_decay,
-            skip_nonfinite=skip_nonfinite,
-            maximize=maximize,
-            stochastic_rounding=stochastic_rounding,
-            fused=fused,
+            solver=solver,
+            newton_iters=newton_iters,
+            eta_min=eta_min,
+            intercept_init=intercept_init,
+            scope=scope,
         )
-        super().__init__(params, {**gaussian, **noises, **model, **solve, **run})
+        super().__init__(params, settings, **run)
 
     @staticmethod
     def published(name: str) -> dict[str, float]:
@@ -228,28 +214,23 @@ class ArTuRO(Optimizer):
     def init_shared(self) -> dict[str, Any]:
         return {"multiplier": -1.0, **super().init_shared()}  # the bisection starts from the last one
 
-    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+    def advance(self, groups: list[GaussianGroup], shared: Shared, loss: Any) -> None:
         ok = self.finite(groups) if groups[0].skip_nonfinite else None
-        one, sums = groups[0], []
+        one = groups[0]
         by_moments = one.solver == "newton" and not one.newton_iters
         secular, move_ = KERNELS[one.curvature]
-        for t in groups:
-            t.shrink = None
-            if t.weight_decay:
-                decay = t.lr * t.weight_decay
-                t.shrink = 1 - (decay if ok is None else ok.to(shared.multiplier.dtype) * decay)
-            t.known = dict(shrink=t.shrink, c=t.reg_weight * t.prior_prec, floor=t.curvature_floor)
-            scalars = dict(ok=ok, less=0.0 if by_moments else 1.0, **t.known)
-            scalars["per_radius"] = torch.ones_like(shared.multiplier).mul(2 * t.lr).rsqrt()
+        models = [_model(t, None if ok is None else ok.to(shared.multiplier.dtype)) for t in groups]
+        sums = []
+        for t, model in zip(groups, models, strict=True):
+            per_radius = torch.ones_like(shared.multiplier).mul(2 * t.lr).rsqrt()
             observe = self._regress if one.curvature == "rls" else self._average
-            sums.append(observe(t, scalars))
-            t.model = (t.precision, t.slope if one.curvature == "rls" else t.second_moment, t.intercept)
+            sums.append(observe(t, ok, per_radius, less=0.0 if by_moments else 1.0, **model.scalars))
 
         region = TrustRegion(groups, one.scope, squared=by_moments)
 
         def at(own: Tensor) -> tuple[Tensor, Tensor]:
-            parts = zip(groups, own.split(region.sizes), strict=True)
-            rows = [self.sums(secular, t, *t.model, part, **t.known) for t, part in parts]
+            parts = zip(groups, models, own.split(region.sizes), strict=True)
+            rows = [self.sums(secular, t, *model.lists, part, **model.scalars) for t, model, part in parts]
             squares, cubes = map(join, zip(*rows, strict=True))
             return squares, cubes
 
@@ -265,33 +246,33 @@ class ArTuRO(Optimizer):
             scale = torch.where(ok, scale, 0.0)
 
         squares: list[Tensor] = []
-        for t, own, by in zip(groups, region.own(eta).split(region.sizes), scale.split(region.sizes), strict=True):
-            run = dict(kappa=t.reg_weight, nu=t.nu, ok=ok, **t.known)
-            squares += self.sums(move_, t, *t.model, own, by, **run)
+        steps = zip(groups, models, region.own(eta).split(region.sizes), scale.split(region.sizes), strict=True)
+        for t, model, own, by in steps:
+            scalars = dict(kappa=t.reg_weight, nu=t.nu, ok=ok, **model.scalars)
+            squares += self.sums(move_, t, *model.lists, own, by, **scalars)
         multiplier = eta.amax()
         shared.multiplier.copy_(multiplier if ok is None else torch.where(ok, multiplier, shared.multiplier))
         self._solution = region.each(eta), region.each(region.over(torch.sum, join(squares) / 2))
 
-    def _regress(self, t: SimpleNamespace, scalars: dict[str, Any]) -> tuple[Tensor, ...]:
+    def _regress(self, t: GaussianGroup, ok: Tensor | None, per_radius: Tensor, **scalars: Any) -> tuple[Tensor, ...]:
         """Slope and intercept learn from the gradient."""
         quad = t.process_noise if t.process_noise_quad is None else t.process_noise_quad
-        noises = dict(q=t.process_noise, q_quad=quad, r=t.measurement_noise)
+        scalars |= dict(q=t.process_noise, q_quad=quad, r=t.measurement_noise, ok=ok, per_radius=per_radius)
         start = t.curvature_init if t.intercept_init == "centred" else None
         state = (t.precision, t.slope, t.intercept, t.p00, t.p01, t.p11, t.started)
-        sums = self.sums(_curvature.rls_observe_, t, t.grads, *state, maxima=3, start=start, **noises, **scalars)
-        had, ok = torch.stack(t.started), scalars["ok"]
+        sums = self.sums(_curvature.rls_observe_, t, t.grads, *state, maxima=3, start=start, **scalars)
+        had = torch.stack(t.started)
         now = torch.ones_like(had) if ok is None else had.maximum(ok.to(had.dtype))
         torch._foreach_copy_(t.started, now.unbind())
         return sums
 
-    def _average(self, t: SimpleNamespace, scalars: dict[str, Any]) -> tuple[Tensor, ...]:
+    def _average(self, t: GaussianGroup, ok: Tensor | None, per_radius: Tensor, **scalars: Any) -> tuple[Tensor, ...]:
         """Second moment and intercept learn from the gradient.
 
         The first gradient is all that is known of its mean: gain 1, variance r. With W <- 1 + beta2 W, in ``seen``,
         1 / W is the newest square's share of Adam's corrected average, (1 - beta2) / (1 - beta2^t).
         """
-        ok, like = scalars["ok"], scalars["per_radius"]
-        p00, seen = (torch.stack(own).to(like.dtype) for own in (t.p00, t.seen))
+        p00, seen = (torch.stack(own).to(per_radius.dtype) for own in (t.p00, t.seen))
         predicted = p00 + t.process_noise
         gain = torch.where(seen > 0, predicted / (predicted + t.measurement_noise), 1.0)
         new = gain * t.measurement_noise, seen * t.beta2 + 1
@@ -301,6 +282,7 @@ class ArTuRO(Optimizer):
         if ok is not None:
             gain, share = gain * ok, share * ok
         lists = (t.grads, t.precision, t.second_moment, t.intercept, gain, share)
+        scalars |= dict(ok=ok, per_radius=per_radius)
         return self.sums(_curvature.second_moment_observe_, t, *lists, maxima=3, **scalars)
 
     # -- readings: what the last step found, one number a constraint: 0-D, or [groups] or [tensors] with ``scope`` ----
@@ -336,3 +318,20 @@ class ArTuRO(Optimizer):
             return self._solution[i]
         missing: Tensor = self.param_groups[0]["multiplier"].new_full((), torch.nan)
         return missing
+
+
+class Model(NamedTuple):
+    """A group's model of the loss, as every kernel takes it."""
+
+    lists: Sequence[list[Tensor]]  # precision, curvature, intercept
+    scalars: dict[str, Any]
+
+
+def _model(t: GaussianGroup, move: Tensor | None) -> Model:
+    """``move`` is 0 where the step is skipped, else 1."""
+    shrink = None
+    if t.weight_decay:
+        decay = t.lr * t.weight_decay
+        shrink = 1 - (decay if move is None else move * decay)
+    lists = (t.precision, t.slope if t.curvature == "rls" else t.second_moment, t.intercept)
+    return Model(lists, dict(shrink=shrink, c=t.reg_weight * t.prior_prec, floor=t.curvature_floor))

@@ -12,16 +12,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 from torch.utils.hooks import RemovableHandle
 
+from .._engine.torch_private import disable_dynamo
+from .._group import Group, Shared
 from .._loss import Attachment, LossAware, all_zero, leave_no_trace
 from .._optimizer import Params
+from .._settings import RunSettings
 from .._shards import gather_anew
 from ..kernels import clean, squared_norm, squared_norms
 
@@ -42,7 +43,37 @@ def norms(p: Tensor, g: Tensor, *, weight_decay: float) -> tuple[Tensor, ...]:
     return squared_norm(g), squared_norm(penalized(p, g, weight_decay)), squared_norm(p)
 
 
-class KOALA(LossAware):
+class KOALAGroup(Group):
+    """What every KOALA reads of a group."""
+
+    __slots__ = ()
+
+    weight_decay: float
+
+
+KG = TypeVar("KG", bound=KOALAGroup)
+
+
+class Measurement(NamedTuple):
+    """What the gradients of a group say, each a vector [tensors]."""
+
+    S: Tensor  # innovation variances
+    h2: Tensor  # squared norms of the gradients with their weight decay
+    g2: Tensor  # of the gradients
+    p2: Tensor | float  # of the weights; 0 where they do not decay
+    own: tuple[Tensor, ...] = ()  # what the method's correction needs beside them
+
+
+class Correction(NamedTuple, Generic[KG]):
+    """What is to be done with a group."""
+
+    t: KG
+    measured: Measurement
+    treated: Tensor  # [tensors], which take part
+    c: Tensor  # [tensors], lr times innovation / S; 0 of those that do not
+
+
+class KOALA(LossAware[KG]):
     """What all KOALAs share: measurement noise, innovation, gains, and the order of the two stages.
 
     Two ways to train, the same trajectory:
@@ -53,16 +84,15 @@ class KOALA(LossAware):
       predicted point, where the next loss is taken. ``eval()``, ``train()`` and ``posterior()`` visit the filtered one.
     """
 
-    _ranges = LossAware._ranges | {"r": "[0, inf)", "alpha_r": "[0, 1]", "weight_decay": "[0, inf)"}
     _whole = LossAware._whole | {"r", "alpha_r", "target", "maximize"}
+    _run_defaults = {"skip_nonfinite": True}
     _words = {"stage": ("resting", "predicted", "filtered"), "evaluating": (False,)}
     _follows = False  # whether a model says when to be at which point
     _resumed = False  # whether state was loaded since the last step
     _foreign = False  # whether weights were loaded to which the state does not belong
-    _variance: str  # which shared scalar is the variance of the weights, where one is shared
 
-    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
+    def __init__(self, params: Params, defaults: dict[str, Any], **run: Unpack[RunSettings]) -> None:
+        super().__init__(params, defaults, **run)
         lr = self.defaults["lr"]
         if isinstance(lr, int | float) and SMALL_LR[0] <= lr <= SMALL_LR[1]:
             warnings.warn(
@@ -86,7 +116,7 @@ class KOALA(LossAware):
 
     # -- the two stages ---------------------------------------------------------------------------------------
 
-    @_disable_dynamo
+    @disable_dynamo
     @torch.no_grad()
     def predict(self) -> None:
         """First stage: move to where the dynamics expect the weights, and widen the covariance by the process noise.
@@ -99,7 +129,7 @@ class KOALA(LossAware):
             self._predict()
         self._share(stage="predicted")
 
-    @_disable_dynamo
+    @disable_dynamo
     @torch.no_grad()
     def update(self, loss: Any = None, loss_var: Any = None) -> None:
         """Second stage: correct by the measured loss, with the gradients that its backward pass left.
@@ -126,7 +156,7 @@ class KOALA(LossAware):
         self._share(stage="filtered")
         self._opt_called = True  # what step() would tell learning-rate schedulers
 
-    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+    def advance(self, groups: list[KG], shared: Shared, loss: Any) -> None:
         self._expect("step", "resting", "predicted")
         moments = self._moments(shared.measurement_noise, loss)
         if moments is None:
@@ -136,26 +166,7 @@ class KOALA(LossAware):
         self._filter(groups, shared, *moments, stepping=True)
         self._share(stage="resting")
 
-    def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
-        """R, S and the innovation of each tensor; then the correction and, when ``stepping``, the prediction."""
-        innovation, new = self._innovation(shared, mean, mean_square)
-        one = self.param_groups[0]
-        finite = [mean, mean_square]
-        for t in groups:
-            g2, p2 = self._measure(t, shared, new["measurement_noise"])
-            loss = innovation + t.weight_decay / 2 * p2  # the tensor's own penalty only
-            t.treated = (g2 >= EPS**2) & (t.S > 0)
-            t.c = torch.where(t.treated, t.lr * loss / t.S, 0.0)
-            finite += [g2.sum(), loss.sum(), t.S.sum()]
-        ok = torch.stack(finite).isfinite().all() if one["skip_nonfinite"] else None
-        if ok is not None:
-            shared.skipped.add_(~ok)
-            for t in groups:
-                t.treated, t.c = t.treated & ok, torch.where(ok, t.c, 0.0)
-        self._learn(shared, new, ok)
-        self._correct(groups, shared, ok, stepping)
-
-    def _innovation(self, shared: SimpleNamespace, mean: Tensor, mean_square: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    def _innovation(self, shared: Shared, mean: Tensor, mean_square: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """How far the loss is above its target; and by name what the filter knows with this measurement, as R."""
         one = self.param_groups[0]
         new: dict[str, Tensor] = {}
@@ -172,7 +183,7 @@ class KOALA(LossAware):
         R = self._averaged(shared.measurement_noise, measured.clamp_min(0)).clamp_min(TINY)
         return above, {"measurement_noise": R, **new}
 
-    def _bound(self, shared: SimpleNamespace, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _bound(self, shared: Shared, loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """``target="auto"``: 0 until a loss is below it, then a bound below all of them; and what the bound needs."""
         positive, off, share = shared.lowest >= 0, loss - shared.loss_mean, 1 - self.param_groups[0]["alpha_r"]
         scale = torch.maximum(loss.square(), shared.measurement_noise)  # of the losses down to here
@@ -182,7 +193,7 @@ class KOALA(LossAware):
         new = {"lowest": lowest, "loss_mean": latest, "loss_variance": variance}
         return torch.where(lowest < 0, lowest - variance.sqrt(), 0.0), new
 
-    def _learn(self, shared: SimpleNamespace, new: dict[str, Tensor], ok: Tensor | None) -> None:
+    def _learn(self, shared: Shared, new: dict[str, Tensor], ok: Tensor | None) -> None:
         """Keep what was measured, unless ``ok`` (0-D bool) is false."""
         for name, value in new.items():
             old = getattr(shared, name)
@@ -195,34 +206,16 @@ class KOALA(LossAware):
 
     # -- what the methods write -------------------------------------------------------------------------------
 
-    def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Set ``t.S``, innovation variances [tensors]; return squared norms of gradients and, if decayed, weights."""
-        p2: Tensor | float = 0.0
-        if t.weight_decay:
-            g2, t.h2, p2 = self.sums(norms, t, t.grads, weight_decay=t.weight_decay)
-        else:
-            (t.h2,) = self.sums(squared_norms, t, t.grads)
-            g2 = t.h2
-        t.S = getattr(shared, self._variance) * t.h2 + R
-        return g2, p2
+    def _filter(self, groups: list[KG], shared: Shared, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
+        """Take a measurement, of which the loss's ``mean`` and ``mean_square`` are known; predict when ``stepping``."""
+        raise NotImplementedError
 
     def _predict(self) -> None:
         """Move the weights as the dynamics say, and predict the covariance."""
         self._predict_covariance(self._shared())
 
-    def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
+    def _predict_covariance(self, shared: Shared, ok: Tensor | None = None) -> None:
         """P <- F P F' + Q, unless ``ok`` (0-D bool) is false."""
-
-    def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
-        """Correct weights and covariance by ``c`` of each ``treated`` tensor; predict when ``stepping``."""
-        raise NotImplementedError
-
-    def _contraction(self, groups: list[Any], shared: Any) -> tuple[Tensor, Tensor]:
-        """1 - P m / S and m, the largest squared norm: what contracts a covariance that all tensors share."""
-        R = shared.measurement_noise
-        m = torch.stack([torch.zeros_like(R), *(torch.where(t.treated, t.h2, 0.0).amax() for t in groups)]).amax()
-        # 1 - P m / S = R / S where S = P m + R; the difference would cancel where R is small. Nothing treated: 1.
-        return torch.where(m > 0, R / (getattr(shared, self._variance) * m + R), 1.0), m
 
     # -- the filtered point -----------------------------------------------------------------------------------
 
@@ -299,6 +292,55 @@ class KOALA(LossAware):
             due = {"filtered": "predict()", "predicted": "update(loss)", "resting": "predict() or step(loss=loss)"}
             raise RuntimeError(f"{verb} cannot follow {last}: the next call is {due[stage]}")
         return stage
+
+
+class TensorwiseKOALA(KOALA[KG]):
+    """The papers' filters: each tensor's gradient has an innovation variance S of its own."""
+
+    def _filter(self, groups: list[KG], shared: Shared, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
+        innovation, new = self._innovation(shared, mean, mean_square)
+        corrections: list[Correction[KG]] = []
+        finite = [mean, mean_square]
+        for t in groups:
+            measured = self._measure(t, shared, new["measurement_noise"])
+            loss = innovation + t.weight_decay / 2 * measured.p2  # the tensor's own penalty only
+            treated = (measured.g2 >= EPS**2) & (measured.S > 0)
+            corrections.append(Correction(t, measured, treated, torch.where(treated, t.lr * loss / measured.S, 0.0)))
+            finite += [measured.g2.sum(), loss.sum(), measured.S.sum()]
+        ok = torch.stack(finite).isfinite().all() if self.param_groups[0]["skip_nonfinite"] else None
+        if ok is not None:
+            shared.skipped.add_(~ok)
+            corrections = [one._replace(treated=one.treated & ok, c=torch.where(ok, one.c, 0.0)) for one in corrections]
+        self._learn(shared, new, ok)
+        self._correct(corrections, shared, ok, drifting=stepping)
+        if stepping:
+            self._predict_covariance(shared, ok)
+
+    def _measure(self, t: KG, shared: Shared, R: Tensor) -> Measurement:
+        """Innovation variances and squared norms."""
+        g2: Tensor | None = None
+        p2: Tensor | float = 0.0
+        if t.weight_decay:
+            g2, h2, p2 = self.sums(norms, t, t.grads, weight_decay=t.weight_decay)
+        else:
+            (h2,) = self.sums(squared_norms, t, t.grads)
+        return Measurement(self._variance(shared) * h2 + R, h2, h2 if g2 is None else g2, p2)
+
+    def _variance(self, shared: Shared) -> Tensor:
+        """The variance of the weights, where all tensors share one: 0-D."""
+        raise NotImplementedError
+
+    def _correct(self, corrections: list[Correction[KG]], shared: Shared, ok: Tensor | None, *, drifting: bool) -> None:
+        """Correct weights and covariance; ``drifting`` moves the weights on in the same pass, as a step does."""
+        raise NotImplementedError
+
+    def _contraction(self, corrections: list[Correction[KG]], shared: Shared) -> tuple[Tensor, Tensor]:
+        """1 - P m / S and m, the largest squared norm: what contracts a covariance that all tensors share."""
+        R = shared.measurement_noise
+        largest = (torch.where(one.treated, one.measured.h2, 0.0).amax() for one in corrections)
+        m = torch.stack([torch.zeros_like(R), *largest]).amax()
+        # 1 - P m / S = R / S where S = P m + R; the difference would cancel where R is small. Nothing treated: 1.
+        return torch.where(m > 0, R / (self._variance(shared) * m + R), 1.0), m
 
 
 class _Follower(Attachment):

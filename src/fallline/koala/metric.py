@@ -1,24 +1,25 @@
-"""KOALA along a direction: a metric says whither, a Kalman filter of the loss says how far."""
+"""KOALA along a direction: the metric chooses the direction, a Kalman filter of the loss the length of the step."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.functional import hardshrink
 
+from .._group import Shared
 from .._optimizer import Params
-from .._shards import gathered, local, part, size
+from .._settings import ClosedShare, NonNegative, Positive, Rate, RunSettings, Share
+from .._shards import gathered, local, size
+from .._shards import part as of_this_rank
 from ..kernels import clean, dot, scalar_like, squared_norm, zeros_like
-from .base import EPS, KOALA, TINY, Target
+from .base import EPS, KOALA, TINY, KOALAGroup, Target
 
-Metric = str | Callable[[Tensor], Tensor]
+Metric = Literal["identity", "adam", "orthogonal"] | Callable[[Tensor], Tensor]
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. (2024): they bring singular values to 0.7 ... 1.2, fast
 ITERATIONS = 5
 FAINT = 1e-19  # of the norm: the average of a dead unit. Squares below are subnormal, and those are slow on a CPU
-PER_TENSOR = ("owners", "params", "grads", "momentum", "step")  # lists of a group's view
 
 
 def orthogonalized(h: Tensor) -> Tensor:
@@ -113,7 +114,38 @@ def move_along_(p: Tensor, d: Tensor, *, distance: Tensor, shrink: Tensor) -> No
     p.mul_(shrink).addcmul_(d, -distance)
 
 
-class MetricKOALA(KOALA):
+class MetricGroup(KOALAGroup):
+    """What a step reads of a group."""
+
+    __slots__ = ()
+
+    metric: Metric
+    beta: float
+    beta2: float
+    eps: float
+    measurement_noise: Tensor
+    momentum: list[Tensor]
+    second_moment: list[Tensor]  # of tensors in Adam's metric
+    step: list[Tensor]
+
+
+class Part(NamedTuple):
+    """The tensors of a group whose directions are found in one way."""
+
+    t: MetricGroup
+    kind: str  # "adam", "identity", or "whole": from all of a tensor at a time
+
+
+class Slope(NamedTuple):
+    """What is known of a part's directions."""
+
+    along: Tensor  # 0-D, the sum of <h, d>; of "identity" the sum of the squares of h
+    unbias: Tensor  # [tensors]
+    unbias2: Tensor | None = None
+    directions: list[Tensor] | None = None  # of "whole"
+
+
+class MetricKOALA(KOALA[MetricGroup]):
     r"""KOALA in a metric: the direction d comes from an averaged gradient h, the length of the step from the loss.
 
     Along d the loss falls by about :math:`n = \langle h, d \rangle` a unit, summed over the whole network. The filter's
@@ -181,42 +213,28 @@ class MetricKOALA(KOALA):
         True
     """
 
-    _ranges = KOALA._ranges | {
-        "q": "[0, inf)",
-        "beta": "[0, 1)",
-        "beta2": "[0, 1)",
-        "eps": "(0, inf)",
-    }
-    _choices = {"metric": ("identity", "adam", "orthogonal", callable), "measured": (True, False)}
     _whole = KOALA._whole | {"q", "measured"}
     _distance: Tensor | None = None  # of the last step
 
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 1.0,
+        lr: Rate = 1.0,
         *,
         metric: Metric = "adam",
-        q: float = 2.5e-3,
-        r: float | None = None,
-        alpha_r: float = 0.9,
-        beta: float = 0.9,
-        beta2: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        q: NonNegative = 2.5e-3,
+        r: NonNegative | None = None,
+        alpha_r: ClosedShare = 0.9,
+        beta: Share = 0.9,
+        beta2: Share = 0.99,
+        eps: Positive = 1e-8,
+        weight_decay: NonNegative = 0.01,
         measured: bool = True,
         target: Target = "auto",
-        skip_nonfinite: bool = True,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
+        **run: Unpack[RunSettings],
     ) -> None:
         way = dict(metric=metric, beta=beta, beta2=beta2, eps=eps, weight_decay=weight_decay, measured=measured)
-        model = dict(lr=lr, q=q, r=r, alpha_r=alpha_r, target=target)
-        run = dict(
-            skip_nonfinite=skip_nonfinite, maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused
-        )
-        super().__init__(params, {**model, **way, **run})
+        super().__init__(params, {**dict(lr=lr, q=q, r=r, alpha_r=alpha_r, target=target), **way}, **run)
 
     @property
     def distance(self) -> Tensor | None:
@@ -235,23 +253,6 @@ class MetricKOALA(KOALA):
         shared = super().init_shared()
         return shared if self.defaults["r"] is not None else {**shared, "measurement_noise": 0.0}
 
-    def _groups(self, select: Callable[[Tensor], bool]) -> list[SimpleNamespace]:
-        """Each group by kinds: what is orthogonalized, and what is in Adam's metric."""
-        views = []
-        for view in super()._groups(select):
-            kinds = [_kind(p, view.metric) for p in view.owners]
-            for kind in sorted(set(kinds)):
-                mine = [i for i, other in enumerate(kinds) if other == kind]
-                part = SimpleNamespace(**vars(view), kind=kind)
-                lists = {name: [ts[i] for i in mine] for name, ts in vars(view).items() if name in PER_TENSOR}
-                if kind == "adam":
-                    real = not any(map(Tensor.is_complex, lists["owners"]))
-                    lists["second_moment"] = local([self.state[p]["second_moment"] for p in lists["owners"]], real=real)
-                for name, ts in lists.items():
-                    setattr(part, name, self._as_known((view.index, kind, name), ts) if view.fused else ts)
-                views.append(part)
-        return views
-
     def _listed(self, p: Tensor) -> tuple[str, ...]:
         return "momentum", "step"
 
@@ -267,7 +268,9 @@ class MetricKOALA(KOALA):
     def _averaged(self, R: Tensor, measured: Tensor) -> Tensor:
         return torch.where(R > 0, super()._averaged(R, measured), measured)
 
-    def _filter(self, groups: list[Any], shared: Any, mean: Tensor, mean_square: Tensor, *, stepping: bool) -> None:
+    def _filter(
+        self, groups: list[MetricGroup], shared: Shared, mean: Tensor, mean_square: Tensor, *, stepping: bool
+    ) -> None:
         """One measurement of the whole network: average, take the slope along the direction, filter, move."""
         one = self.param_groups[0]
         innovation, new = self._innovation(shared, mean, mean_square)
@@ -278,13 +281,14 @@ class MetricKOALA(KOALA):
                 ok = ok & self.finite(groups)
             shared.skipped.add_(~ok)
 
-        rates = [(torch.ones_like(mean) * t.lr).reshape(()) for t in groups]
+        parts = [part for t in groups for part in self._parts(t)]
+        rates = [(torch.ones_like(mean) * t.lr).reshape(()) for t, _ in parts]
         largest = torch.stack(rates).amax() if rates else torch.ones_like(mean)
+        shares = [torch.where(largest > 0, rate / largest, 1.0) for rate in rates]  # of the way that each part goes
+        found = [self._slope(part, ok) for part in parts]
         slopes, squares = [torch.zeros_like(mean)], [torch.zeros_like(mean)]
-        for t, rate in zip(groups, rates, strict=True):
-            t.share = torch.where(largest > 0, rate / largest, 1.0)  # of the way that this group goes
-            along = self._slope(t, ok) * t.share
-            (squares if t.kind == "identity" else slopes).append(along)
+        for part, slope, share in zip(parts, found, shares, strict=True):
+            (squares if part.kind == "identity" else slopes).append(slope.along * share)
         norm = torch.stack(squares).sum().sqrt()
         n = torch.stack(slopes).sum() + norm
 
@@ -297,48 +301,69 @@ class MetricKOALA(KOALA):
         if ok is not None:
             distance, usual = torch.where(ok, distance, 0.0), torch.where(ok, usual, 0.0)
         self._distance = distance = largest * distance
-        for t in groups:
-            own = distance * t.share
-            if t.kind == "identity":
+        for part, slope, share in zip(parts, found, shares, strict=True):
+            own = distance * share
+            if part.kind == "identity":
                 own = torch.where(norm >= EPS, own / norm, 0.0)
-            self._walk(t, own, 1 - usual * t.share * t.weight_decay, ok)
+            self._walk(part, slope, own, 1 - usual * share * part.t.weight_decay, ok)
         self._learn(shared, new, ok)
 
-    def _slope(self, t: SimpleNamespace, ok: Tensor | None) -> Tensor:
-        """Take the gradients into the averages; the sum of <h, d> over the group's tensors, of the squares of h."""
+    def _parts(self, t: MetricGroup) -> list[Part]:
+        """The group by kinds of directions."""
+        kinds = [_kind(p, t.metric) for p in t.owners]
+        parts = []
+        for kind in sorted(set(kinds)):
+
+            def known(name: str, ts: list[Tensor], kind: str = kind) -> list[Tensor]:
+                return self._as_known((t.index, kind, name), ts) if t.fused else ts
+
+            mine = [i for i, other in enumerate(kinds) if other == kind]
+            more: dict[str, list[Tensor]] = {}
+            if kind == "adam":
+                owners = [t.owners[i] for i in mine]
+                real = not any(map(Tensor.is_complex, owners))
+                more = {"second_moment": local([self.state[p]["second_moment"] for p in owners], real=real)}
+            parts.append(Part(t.select(mine, known, **more), kind))
+        return parts
+
+    def _slope(self, part: Part, ok: Tensor | None) -> Slope:
+        """Take the gradients into the averages, and the slope along the directions."""
+        t, kind = part
         counted = torch.ones_like(t.measurement_noise) if ok is None else ok.to(t.measurement_noise)
         torch._foreach_add_(t.step, [counted.to(t.step[0].dtype)] * len(t.step))  # one for all is read on the host
-        t.known = dict(beta=t.beta, ok=ok)
         count = torch.stack(t.step).to(t.measurement_noise).clamp_min(1)
-        t.unbias = 1 / (1 - t.beta**count)
+        unbias = 1 / (1 - t.beta**count)
         share = (1 - t.beta) * counted
-        if t.kind == "adam":
-            t.unbias2 = 1 / (1 - t.beta2**count)
-            t.known["eps"] = t.eps
-            shares = dict(share=share, share2=(1 - t.beta2) * counted, ok=ok)
-            self.each(average_twice_, t, t.grads, t.momentum, t.second_moment, **shares)
-            (each,) = self.sums(adam_slope, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **t.known)
-            return each.sum()
+        if kind == "adam":
+            unbias2 = 1 / (1 - t.beta2**count)
+            share2 = (1 - t.beta2) * counted
+            self.each(average_twice_, t, t.grads, t.momentum, t.second_moment, share=share, share2=share2, ok=ok)
+            lists = (t.grads, t.momentum, unbias, t.second_moment, unbias2)
+            (each,) = self.sums(adam_slope, t, *lists, beta=t.beta, eps=t.eps, ok=ok)
+            return Slope(each.sum(), unbias, unbias2)
         self.each(average_, t, t.grads, t.momentum, share=share, ok=ok)
-        if t.kind == "identity":
-            return self.sums(length, t, t.grads, t.momentum, t.unbias, **t.known)[0].sum()
-        direction = orthogonalized if t.metric == "orthogonal" else t.metric
-        t.directions, slopes = [], []
-        for p, g, m, unbias in zip(t.owners, t.grads, t.momentum, t.unbias, strict=True):
-            h = gathered(ahead(g.to(m.dtype), m, unbias, t.beta, ok), p)
+        if kind == "identity":
+            (each,) = self.sums(length, t, t.grads, t.momentum, unbias, beta=t.beta, ok=ok)
+            return Slope(each.sum(), unbias)
+        direction = t.metric if callable(t.metric) else orthogonalized
+        directions, slopes = [], []
+        for p, g, m, own in zip(t.owners, t.grads, t.momentum, unbias, strict=True):
+            h = gathered(ahead(g.to(m.dtype), m, own, t.beta, ok), p)
             d = direction(h)
             slopes.append(dot(h, d))
-            t.directions.append(part(d, p))
-        return torch.stack(slopes).to(t.measurement_noise).sum()
+            directions.append(of_this_rank(d, p))
+        return Slope(torch.stack(slopes).to(t.measurement_noise).sum(), unbias, directions=directions)
 
-    def _walk(self, t: SimpleNamespace, distance: Tensor, shrink: Tensor, ok: Tensor | None) -> None:
+    def _walk(self, part: Part, slope: Slope, distance: Tensor, shrink: Tensor, ok: Tensor | None) -> None:
+        t, kind = part
         far = dict(distance=distance, shrink=shrink)
-        if t.kind == "whole":
-            self.each(move_along_, t, t.directions, **far)
-        elif t.kind == "adam":
-            self.each(adam_move_, t, t.grads, t.momentum, t.unbias, t.second_moment, t.unbias2, **far, **t.known)
+        if kind == "whole":
+            self.each(move_along_, t, slope.directions, **far)
+        elif kind == "adam":
+            lists = (t.grads, t.momentum, slope.unbias, t.second_moment, slope.unbias2)
+            self.each(adam_move_, t, *lists, beta=t.beta, eps=t.eps, ok=ok, **far)
         else:
-            self.each(move_, t, t.grads, t.momentum, t.unbias, **far, **t.known)
+            self.each(move_, t, t.grads, t.momentum, slope.unbias, beta=t.beta, ok=ok, **far)
 
 
 class OrthogonalKOALA(MetricKOALA):
@@ -368,30 +393,8 @@ class OrthogonalKOALA(MetricKOALA):
         True
     """
 
-    def __init__(
-        self,
-        params: Params,
-        lr: float | Tensor = 1.0,
-        *,
-        metric: Metric = "orthogonal",
-        q: float = 2.5e-3,
-        r: float | None = None,
-        alpha_r: float = 0.9,
-        beta: float = 0.9,
-        beta2: float = 0.99,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        measured: bool = True,
-        target: Target = "auto",
-        skip_nonfinite: bool = True,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
-    ) -> None:
-        own: dict[str, Any] = dict(metric=metric, q=q, r=r, alpha_r=alpha_r, beta=beta, beta2=beta2, eps=eps)
-        own |= dict(weight_decay=weight_decay, measured=measured, target=target, skip_nonfinite=skip_nonfinite)
-        own |= dict(maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused)
-        super().__init__(params, lr, **own)
+    def __init__(self, params: Params, lr: Rate = 1.0, *, metric: Metric = "orthogonal", **settings: Any) -> None:
+        super().__init__(params, lr, metric=metric, **settings)
 
 
 def _kind(p: Tensor, metric: Metric) -> str:

@@ -1,17 +1,18 @@
 """KOALA-M: weights and velocities, with a 2x2 covariance (Davtyan et al., 2022)."""
 
 from collections.abc import Iterable, Mapping
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from .._group import Shared
 from .._optimizer import Params
+from .._settings import ClosedShare, NonNegative, Rate, Real, RunSettings
 from .._shards import size
 from ..kernels import squared_norm, zeros_like
-from .base import KOALA, Target, penalized
+from .base import Correction, KOALAGroup, Target, TensorwiseKOALA, penalized
 
 AVERAGING = 0.1  # of the mean weights and of their process noise (the authors' 1 - 0.9)
 
@@ -58,7 +59,16 @@ def squared_distance(p: Tensor, v: Tensor, average: Tensor, *, drifted: float) -
     return (squared_norm(average - (p - drifted * v)),)
 
 
-class MomentumKOALA(KOALA):
+class MomentumGroup(KOALAGroup):
+    """What a step reads of a group."""
+
+    __slots__ = ()
+
+    velocity: list[Tensor]
+    average: list[Tensor]
+
+
+class MomentumKOALA(TensorwiseKOALA[MomentumGroup]):
     r"""KOALA-M: weights and velocities are the state, a 2x2 matrix P stands for their covariance.
 
     .. math:: x \leftarrow x + v, \; v \leftarrow a v, \; P \leftarrow F P F^\top + Q; \quad
@@ -106,47 +116,31 @@ class MomentumKOALA(KOALA):
         True
     """
 
-    _ranges = KOALA._ranges | {
-        "sw": "[0, inf)",
-        "sc": "(-inf, inf)",
-        "sv": "[0, inf)",
-        "a": "[0, 1]",
-        "qw": "[0, inf)",
-        "qv": "[0, inf)",
-    }
-    _choices = {"q_rule": ("reference", "paper", "fixed"), "average_init": ("params", "zeros")}
-    _whole = KOALA._whole | {"sw", "sc", "sv", "a", "qw", "qv", "q_rule", "average_init"}
-    _words = KOALA._words | {"evaluating": (False, True)}
-    _variance = "p11"
+    _whole = TensorwiseKOALA._whole | {"sw", "sc", "sv", "a", "qw", "qv", "q_rule", "average_init"}
+    _words = TensorwiseKOALA._words | {"evaluating": (False, True)}
 
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 1.0,
+        lr: Rate = 1.0,
         *,
-        sw: float = 0.1,
-        sc: float = 0.0,
-        sv: float = 0.1,
-        a: float = 0.9,
-        qw: float = 1e-2,
-        qv: float = 1e-2,
-        r: float | None = None,
-        alpha_r: float = 0.9,
-        weight_decay: float = 0.0,
-        q_rule: str = "reference",
-        average_init: str = "params",
+        sw: NonNegative = 0.1,
+        sc: Real = 0.0,
+        sv: NonNegative = 0.1,
+        a: ClosedShare = 0.9,
+        qw: NonNegative = 1e-2,
+        qv: NonNegative = 1e-2,
+        r: NonNegative | None = None,
+        alpha_r: ClosedShare = 0.9,
+        weight_decay: NonNegative = 0.0,
+        q_rule: Literal["reference", "paper", "fixed"] = "reference",
+        average_init: Literal["params", "zeros"] = "params",
         target: Target = "auto",
-        skip_nonfinite: bool = True,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
+        **run: Unpack[RunSettings],
     ) -> None:
         model = dict(lr=lr, sw=sw, sc=sc, sv=sv, a=a, qw=qw, qv=qv, r=r, alpha_r=alpha_r, target=target)
         rules = dict(weight_decay=weight_decay, q_rule=q_rule, average_init=average_init)
-        run = dict(
-            skip_nonfinite=skip_nonfinite, maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused
-        )
-        super().__init__(params, {**model, **rules, **run})
+        super().__init__(params, {**model, **rules}, **run)
 
     def _check(self, settings: dict[str, Any]) -> None:
         super()._check(settings)
@@ -199,7 +193,10 @@ class MomentumKOALA(KOALA):
             self.each(drift_, t, t.velocity)
         super()._predict()
 
-    def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
+    def _variance(self, shared: Shared) -> Tensor:
+        return shared.p11
+
+    def _predict_covariance(self, shared: Shared, ok: Tensor | None = None) -> None:
         one = self.param_groups[0]
         a, p11, p12, p22, qx = one["a"], shared.p11, shared.p12, shared.p22, shared.process_noise
         new_qx = qx
@@ -213,39 +210,39 @@ class MomentumKOALA(KOALA):
         for old, value in zip((p11, p12, p22, qx), new, strict=True):
             old.copy_(value if ok is None else torch.where(ok, value, old))
 
-    def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
-        t, m = self._contraction(groups, shared)
-        decay, move = self.param_groups[0]["a"], torch.ones_like(t) if stepping else None
-        if stepping and ok is not None:  # a skipped step does not decay either; a failed update stays predicted
-            decay, move = torch.where(ok, decay, torch.ones_like(t)), ok.to(t.dtype)
+    def _correct(
+        self, corrections: list[Correction[MomentumGroup]], shared: Shared, ok: Tensor | None, *, drifting: bool
+    ) -> None:
+        contraction, m = self._contraction(corrections, shared)
+        decay, move = self.param_groups[0]["a"], torch.ones_like(contraction) if drifting else None
+        if drifting and ok is not None:  # a skipped step does not decay either; a failed update stays predicted
+            decay, move = torch.where(ok, decay, torch.ones_like(contraction)), ok.to(contraction.dtype)
         rest = self._groups(lambda p: p.grad is None and p in self.state)
-        if not stepping:  # predict() moved all parameters that have a velocity
-            for group in rest:
-                self.each(decay_, group, group.velocity, a=decay)
+        if not drifting:  # predict() moved all parameters that have a velocity
+            for t in rest:
+                self.each(decay_, t, t.velocity, a=decay)
 
         adaptive = self.param_groups[0]["q_rule"] != "fixed"
         squared_distances: list[Tensor] = []
-        for group in groups:
-            lists = [group.grads, group.velocity, group.c * shared.p11, group.c * shared.p12]
-            scalars = dict(weight_decay=group.weight_decay or None, a=decay, move=move, ok=ok)
+        for t, _, treated, c in corrections:
+            lists = [t.grads, t.velocity, c * shared.p11, c * shared.p12]
+            scalars = dict(weight_decay=t.weight_decay or None, a=decay, move=move, ok=ok)
             if adaptive:
-                lists += [group.average, AVERAGING * group.treated.to(t.dtype)]
-                squared_distances += self.sums(correct_and_drift_, group, *lists, **scalars)
+                lists += [t.average, AVERAGING * treated.to(contraction.dtype)]
+                squared_distances += self.sums(correct_and_drift_, t, *lists, **scalars)
             else:
-                self.each(correct_and_drift_, group, *lists, **scalars)
+                self.each(correct_and_drift_, t, *lists, **scalars)
         if adaptive:
-            squared_distances += self._squared_distances(rest, drifted=1.0 if stepping else 0.0)
+            squared_distances += self._squared_distances(rest, drifted=1.0 if drifting else 0.0)
             total = torch.cat(squared_distances).sum() if squared_distances else shared.spread
-            shared.spread.copy_(torch.where(ok, total, shared.spread) if stepping and ok is not None else total)
+            shared.spread.copy_(torch.where(ok, total, shared.spread) if drifting and ok is not None else total)
 
         S = shared.p11 * m + shared.measurement_noise
         shared.p22.sub_(torch.where(m > 0, shared.p12.square() * m / S, 0.0))
-        shared.p12.mul_(t)
-        shared.p11.mul_(t)
-        if stepping:
-            self._predict_covariance(shared, ok)
+        shared.p12.mul_(contraction)
+        shared.p11.mul_(contraction)
 
-    def _squared_distances(self, groups: list[SimpleNamespace], drifted: float) -> list[Tensor]:
+    def _squared_distances(self, groups: list[MomentumGroup], drifted: float) -> list[Tensor]:
         """Squared distance of each filtered tensor to its running average; ``drifted`` is 1 at the predicted point."""
         return [self.sums(squared_distance, t, t.velocity, t.average, drifted=drifted)[0] for t in groups]
 

@@ -1,14 +1,15 @@
 """KOALA++: no covariance, only its products with the gradients (Xia, Davtyan and Favaro, 2025)."""
 
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from .._group import Shared
 from .._optimizer import Params
+from .._settings import ClosedShare, NonNegative, Rate, RunSettings
 from ..kernels import dot, scalar_like, squared_norm, zeros_like
-from .base import KOALA, Target, penalized
+from .base import Correction, KOALAGroup, Measurement, Target, TensorwiseKOALA, penalized
 
 
 def products(p: Tensor, g: Tensor, v: Tensor, H: Tensor, *, weight_decay: float | None) -> tuple[Tensor, ...]:
@@ -39,7 +40,20 @@ def correct_(
     H.lerp_(h, treated.to(H.dtype))
 
 
-class KOALAPlusPlus(KOALA):
+class ProductGroup(KOALAGroup):
+    """What a step reads of a group."""
+
+    __slots__ = ()
+
+    sigma: float
+    q: float
+    symmetric: bool
+    product: list[Tensor]
+    gradient: list[Tensor]
+    innovation_variance: list[Tensor]
+
+
+class KOALAPlusPlus(TensorwiseKOALA[ProductGroup]):
     r"""KOALA++: each tensor's covariance P is known by :math:`v = H P`, its product with the gradient H.
 
     .. math:: v_k = (\alpha_k - \lambda_k) v_{k-1} + q (H_k - \lambda_k H_{k-1}) + w_k H_{k-1}, \quad
@@ -83,50 +97,38 @@ class KOALAPlusPlus(KOALA):
         True
     """
 
-    _ranges = KOALA._ranges | {"sigma": "[0, inf)", "q": "[0, inf)"}
-
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 1.0,
+        lr: Rate = 1.0,
         *,
-        sigma: float = 1.0,
-        q: float = 1.0,
-        r: float | None = None,
-        alpha_r: float = 0.9,
+        sigma: NonNegative = 1.0,
+        q: NonNegative = 1.0,
+        r: NonNegative | None = None,
+        alpha_r: ClosedShare = 0.9,
         symmetric: bool = True,
-        weight_decay: float = 0.0,
+        weight_decay: NonNegative = 0.0,
         target: Target = "auto",
-        skip_nonfinite: bool = True,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
+        **run: Unpack[RunSettings],
     ) -> None:
         model = dict(lr=lr, sigma=sigma, q=q, r=r, alpha_r=alpha_r, symmetric=symmetric, target=target)
-        run = dict(
-            weight_decay=weight_decay,
-            skip_nonfinite=skip_nonfinite,
-            maximize=maximize,
-            stochastic_rounding=stochastic_rounding,
-            fused=fused,
-        )
-        super().__init__(params, {**model, **run})
+        super().__init__(params, {**model, "weight_decay": weight_decay}, **run)
 
     def init_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         # S is 0 until the first step
         return {"product": zeros_like(p), "gradient": zeros_like(p), "innovation_variance": scalar_like(p)}
 
-    def _measure(self, t: SimpleNamespace, shared: SimpleNamespace, R: Tensor) -> tuple[Tensor, Tensor | float]:
+    def _measure(self, t: ProductGroup, shared: Shared, R: Tensor) -> Measurement:
         q, decay = t.q, t.weight_decay or None
-        t.last_S = torch.stack(t.innovation_variance).to(R.dtype)
+        stored = torch.stack(t.innovation_variance).to(R.dtype)
         hh, hH, hv, HH, Hv, *more = self.sums(products, t, t.grads, t.product, t.gradient, weight_decay=decay)
         g2, p2 = more or (hh, 0.0)
 
         # A tensor's first step takes its own gradient as the last one too: H = h, v = sigma h (a virtual measurement).
-        first = t.last_S == 0
+        first = stored == 0
         hH, hv = torch.where(first, hh, hH), torch.where(first, t.sigma * hh, hv)
         HH, Hv = torch.where(first, hh, HH), torch.where(first, t.sigma * hh, Hv)
-        last_S = torch.where(first, (t.sigma + q) * hh + R, t.last_S)
+        last_S = torch.where(first, (t.sigma + q) * hh + R, stored)
 
         inverse = torch.where(HH > 0, 1 / HH, 0.0)
         alpha, lam = hH * inverse, (hv + q * hH) / last_S
@@ -136,14 +138,17 @@ class KOALAPlusPlus(KOALA):
 
         unlike = S < R  # no covariance gives this
         of_v, of_h, of_H = (torch.where(unlike, 0.0, x) for x in (of_v, of_h, of_H))
-        t.S = torch.where(unlike, q * hh + R, S)
-        t.of_h = torch.where(first, t.sigma * of_v + of_h + of_H, of_h)  # v and H, still 0, are multiples of h
-        t.of_v, t.of_H = of_v, of_H
-        return g2, p2
+        S = torch.where(unlike, q * hh + R, S)
+        of_h = torch.where(first, t.sigma * of_v + of_h + of_H, of_h)  # v and H, still 0, are multiples of h
+        return Measurement(S, hh, g2, p2, own=(stored, of_v, of_h, of_H))
 
-    def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
-        for t in groups:
-            torch._foreach_copy_(t.innovation_variance, torch.where(t.treated, t.S, t.last_S).unbind())
-            of_v, of_h, of_H = (torch.where(t.treated, x, y) for x, y in ((t.of_v, 1.0), (t.of_h, 0.0), (t.of_H, 0.0)))
-            lists = (t.grads, t.product, t.gradient, of_v, of_h, of_H, t.c, t.treated)
+    def _correct(
+        self, corrections: list[Correction[ProductGroup]], shared: Shared, ok: Tensor | None, *, drifting: bool
+    ) -> None:
+        for t, measured, treated, c in corrections:
+            stored, *coefficients = measured.own
+            torch._foreach_copy_(t.innovation_variance, torch.where(treated, measured.S, stored).unbind())
+            # What is not treated keeps its v.
+            of_v, of_h, of_H = (torch.where(treated, x, y) for x, y in zip(coefficients, (1.0, 0.0, 0.0), strict=True))
+            lists = (t.grads, t.product, t.gradient, of_v, of_h, of_H, c, treated)
             self.each(correct_, t, *lists, q=t.q, weight_decay=t.weight_decay or None, ok=ok)

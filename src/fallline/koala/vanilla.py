@@ -1,19 +1,28 @@
 """KOALA-V: one variance for all weights (Davtyan et al., 2022)."""
 
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, Unpack
 
 from torch import Tensor
 
+from .._group import Shared
 from .._optimizer import Params
-from .base import KOALA, Target, penalized
+from .._settings import ClosedShare, NonNegative, Rate, RunSettings
+from .base import Correction, KOALAGroup, Target, TensorwiseKOALA, penalized
 
 
 def correct_(p: Tensor, g: Tensor, gain: Tensor, *, weight_decay: float | None, ok: Tensor | None) -> None:
     p.addcmul_(penalized(p, g, weight_decay, ok), -gain)
 
 
-class VanillaKOALA(KOALA):
+class VanillaGroup(KOALAGroup):
+    """What a step reads of a group."""
+
+    __slots__ = ()
+
+    weight_decay_mode: str
+
+
+class VanillaKOALA(TensorwiseKOALA[VanillaGroup]):
     r"""KOALA-V: the weights are the state, one variance P stands for their covariance. No state per parameter.
 
     .. math:: P \leftarrow P + q, \quad S_i = P \|h_i\|^2 + R, \quad
@@ -62,34 +71,24 @@ class VanillaKOALA(KOALA):
         True
     """
 
-    _ranges = KOALA._ranges | {"sigma": "[0, inf)", "q": "[0, inf)"}
-    _choices = {"weight_decay_mode": ("coupled", "reference")}
-    _whole = KOALA._whole | {"sigma", "q", "weight_decay_mode"}
-    _variance = "covariance"
+    _whole = TensorwiseKOALA._whole | {"sigma", "q", "weight_decay_mode"}
 
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 1.0,
+        lr: Rate = 1.0,
         *,
-        sigma: float = 1.0,
-        q: float = 1.0,
-        r: float | None = None,
-        alpha_r: float = 0.9,
-        weight_decay: float = 0.0,
-        weight_decay_mode: str = "coupled",
+        sigma: NonNegative = 1.0,
+        q: NonNegative = 1.0,
+        r: NonNegative | None = None,
+        alpha_r: ClosedShare = 0.9,
+        weight_decay: NonNegative = 0.0,
+        weight_decay_mode: Literal["coupled", "reference"] = "coupled",
         target: Target = "auto",
-        skip_nonfinite: bool = True,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
+        **run: Unpack[RunSettings],
     ) -> None:
         model = dict(lr=lr, sigma=sigma, q=q, r=r, alpha_r=alpha_r, target=target)
-        decay = dict(weight_decay=weight_decay, weight_decay_mode=weight_decay_mode)
-        run = dict(
-            skip_nonfinite=skip_nonfinite, maximize=maximize, stochastic_rounding=stochastic_rounding, fused=fused
-        )
-        super().__init__(params, {**model, **decay, **run})
+        super().__init__(params, {**model, "weight_decay": weight_decay, "weight_decay_mode": weight_decay_mode}, **run)
 
     @property
     def covariance(self) -> Tensor:
@@ -100,17 +99,19 @@ class VanillaKOALA(KOALA):
     def init_shared(self) -> dict[str, Any]:
         return {"covariance": float(self.defaults["sigma"]), **super().init_shared()}
 
-    def _predict_covariance(self, shared: SimpleNamespace, ok: Tensor | None = None) -> None:
+    def _variance(self, shared: Shared) -> Tensor:
+        return shared.covariance
+
+    def _predict_covariance(self, shared: Shared, ok: Tensor | None = None) -> None:
         q = self.param_groups[0]["q"]
         shared.covariance.add_(q if ok is None else q * ok.to(shared.covariance.dtype))
 
-    def _correct(self, groups: list[Any], shared: Any, ok: Tensor | None, stepping: bool) -> None:
+    def _correct(
+        self, corrections: list[Correction[VanillaGroup]], shared: Shared, ok: Tensor | None, *, drifting: bool
+    ) -> None:
         P = shared.covariance
-        contraction, _ = self._contraction(groups, shared)
-        for group in groups:
-            coupled = group.weight_decay_mode == "coupled" and group.weight_decay
-            decay = group.weight_decay if coupled else None
-            self.each(correct_, group, group.grads, group.c * P, weight_decay=decay, ok=ok)
+        contraction, _ = self._contraction(corrections, shared)
+        for t, _, _, c in corrections:
+            coupled = t.weight_decay_mode == "coupled" and t.weight_decay
+            self.each(correct_, t, t.grads, c * P, weight_decay=t.weight_decay if coupled else None, ok=ok)
         P.mul_(contraction)
-        if stepping:
-            self._predict_covariance(shared, ok)

@@ -1,15 +1,16 @@
 """LODO: a preconditioner network that learns while it optimizes (Liao et al., 2023)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from .._checkpoint import refuse
 from .._engine.run import call
-from .._optimizer import Optimizer, Params, _inside, _precision
+from .._group import Group, Shared
+from .._optimizer import Optimizer, Params, _precision
+from .._settings import Count, CountOrZero, NonNegative, Positive, Rate, RunSettings, Share, inside
 from .._shards import part, size, whole
 from ..kernels import clean
 from ._memory import free_memory
@@ -45,7 +46,21 @@ def move_(p: Tensor, direction: Tensor, *, shrink: float | Tensor | None, lr: fl
     p.sub_(direction * lr)
 
 
-class LODO(Optimizer):
+class LODOGroup(Group):
+    """What a step reads of a group."""
+
+    __slots__ = ()
+
+    meta_lr: float
+    beta: float
+    meta_optimizer: str
+    meta_betas: tuple[float, float]
+    meta_eps: float
+    meta_eps_mode: str
+    weight_decay: float
+
+
+class LODO(Optimizer[LODOGroup]):
     r"""LODO: momentum times a preconditioner G that descends the next loss by its own parameters, every step.
 
     .. math:: m \leftarrow \beta m + (1 - \beta) g, \qquad x \leftarrow x - G(\theta) m, \qquad
@@ -117,22 +132,7 @@ class LODO(Optimizer):
         (True, True)
     """
 
-    _ranges = Optimizer._ranges | {
-        "meta_lr": "[0, inf)",
-        "beta": "[0, 1)",
-        "depth": "[0, inf)",
-        "block_size": "[1, inf)",
-        "meta_eps": "(0, inf)",
-        "bucket_size": "[1, inf)",
-        "weight_decay": "[0, inf)",
-    }
-    _choices = {
-        "padding": ("release", "ceil"),
-        "preconditioner": tuple(KINDS),
-        "meta_optimizer": ("adam", "sgd"),
-        "meta_eps_mode": ("keras", "torch"),
-        "second_moment": ("entry", "block"),
-    }
+    _run_defaults = {"skip_nonfinite": True}
     _generator: torch.Generator | None = None
     _known: list[list[Preconditioner]] | None = None
     _loading: Mapping[Tensor, list[Tensor]] = {}  # while a checkpoint is read, a network's parameters by the first
@@ -140,41 +140,44 @@ class LODO(Optimizer):
     def __init__(
         self,
         params: Params,
-        lr: float | Tensor = 1.0,
+        lr: Rate = 1.0,
         *,
-        meta_lr: float = 1e-3,
-        beta: float = 0.9,
-        depth: int = 16,
-        block_size: int = 4,
-        padding: str = "release",
-        preconditioner: str = "network",
-        meta_optimizer: str = "adam",
+        meta_lr: NonNegative = 1e-3,
+        beta: Share = 0.9,
+        depth: CountOrZero = 16,
+        block_size: Count = 4,
+        padding: Literal["release", "ceil"] = "release",
+        preconditioner: Literal["network", "diagonal", "global", "residual"] = "network",
+        meta_optimizer: Literal["adam", "sgd"] = "adam",
         meta_betas: tuple[float, float] = (0.9, 0.999),
-        meta_eps: float = 1e-7,
-        meta_eps_mode: str = "keras",
-        second_moment: str = "entry",
-        bucket_size: int | None = None,
+        meta_eps: Positive = 1e-7,
+        meta_eps_mode: Literal["keras", "torch"] = "keras",
+        second_moment: Literal["entry", "block"] = "entry",
+        bucket_size: Count | None = None,
         generator: torch.Generator | None = None,
-        weight_decay: float = 0.0,
-        skip_nonfinite: bool = True,
-        maximize: bool = False,
-        stochastic_rounding: bool = False,
-        fused: bool = False,
+        weight_decay: NonNegative = 0.0,
+        **run: Unpack[RunSettings],
     ) -> None:
         if generator is not None and generator.device.type != "cpu":
             raise ValueError(f"generator is on {generator.device}: it must be on the CPU, so that all ranks draw alike")
         self._generator = generator
-        architecture = dict(depth=depth, block_size=block_size, padding=padding, preconditioner=preconditioner)
-        meta = dict(meta_lr=meta_lr, meta_optimizer=meta_optimizer, meta_betas=meta_betas, second_moment=second_moment)
-        meta |= dict(meta_eps=meta_eps, meta_eps_mode=meta_eps_mode)
-        running = dict(
+        settings: dict[str, Any] = dict(
+            lr=lr,
+            meta_lr=meta_lr,
+            beta=beta,
+            depth=depth,
+            block_size=block_size,
+            padding=padding,
+            preconditioner=preconditioner,
+            meta_optimizer=meta_optimizer,
+            meta_betas=meta_betas,
+            meta_eps=meta_eps,
+            meta_eps_mode=meta_eps_mode,
+            second_moment=second_moment,
+            bucket_size=bucket_size,
             weight_decay=weight_decay,
-            skip_nonfinite=skip_nonfinite,
-            maximize=maximize,
-            stochastic_rounding=stochastic_rounding,
-            fused=fused,
         )
-        super().__init__(params, dict(lr=lr, beta=beta, bucket_size=bucket_size, **architecture, **meta, **running))
+        super().__init__(params, settings, **run)
 
     def _check(self, settings: dict[str, Any]) -> None:
         super()._check(settings)
@@ -182,12 +185,12 @@ class LODO(Optimizer):
             if not isinstance(settings[name], int | None):
                 raise ValueError(f"{name}={settings[name]!r} is outside its range: a whole number")
         betas = settings["meta_betas"]
-        if not (isinstance(betas, Sequence) and len(betas) == 2 and all(_inside(beta, "[0, 1)") for beta in betas)):
+        if not (isinstance(betas, Sequence) and len(betas) == 2 and all(inside(beta, "[0, 1)") for beta in betas)):
             raise ValueError(f"meta_betas={betas!r} is outside its range: two numbers in [0, 1)")
 
     # -- the step ---------------------------------------------------------------------------------------------
 
-    def advance(self, groups: list[SimpleNamespace], shared: SimpleNamespace, loss: Any) -> None:
+    def advance(self, groups: list[LODOGroup], shared: Shared, loss: Any) -> None:
         ok = self.finite(groups) if groups[0].skip_nonfinite else None
         if ok is not None:
             shared.skipped.add_(~ok)
@@ -203,7 +206,7 @@ class LODO(Optimizer):
             shrink = 1 - lr * t.weight_decay if t.weight_decay else None
             self.each(move_, t, [part(directions[p], p) for p in t.owners], shrink=shrink, lr=lr)
 
-    def _learn_and_average(self, net: Preconditioner, t: SimpleNamespace, ok: Tensor | None) -> Tensor:
+    def _learn_and_average(self, net: Preconditioner, t: LODOGroup, ok: Tensor | None) -> Tensor:
         """Theta's step and the momentum's; returns the momentum of the members that have a gradient."""
         state = net.state
         m, moved, step_size = state["momentum"], state["moved"], state["step_size"]
@@ -224,7 +227,7 @@ class LODO(Optimizer):
         step_size.copy_(lr if ok is None else torch.where(ok, lr, step_size))
         return m if everyone else m * _spread(takes_part, net)
 
-    def _learn(self, net: Preconditioner, t: SimpleNamespace, m: Tensor, g: Tensor, ok: Tensor | None) -> None:
+    def _learn(self, net: Preconditioner, t: LODOGroup, m: Tensor, g: Tensor, ok: Tensor | None) -> None:
         """One step of theta along d loss / d theta = -step_size d(g' G m) / d theta."""
         state = net.state
         theta, updates = state["theta"], state["updates"]

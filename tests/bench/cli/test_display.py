@@ -9,8 +9,11 @@ from rich.console import Console
 
 from fallline.bench.common.numbers import clock
 from fallline.bench.race.results import results
-from fallline.bench.report.display import Display, lanes_table, results_table
-from fallline.bench.report.summary import summary
+from fallline.bench.report.display import Display, lanes_table
+from fallline.bench.report.looks import lines
+from fallline.bench.report.race_tables import terminal_results
+from fallline.bench.report.tables import terminal
+from fallline.bench.report.words import summary
 
 
 def text(console):
@@ -39,17 +42,18 @@ def test_a_race_is_shown_as_it_runs(referee, terminal):
 def test_the_result_fits_80_columns(store, referee):
     console = Console(file=io.StringIO(), width=80, highlight=False)
     found = results(store, referee.race("coolmomentum", "sgd", "adamw", seeds=8, tracks=("defaults", "tuned")))
+    looks = lines(found)
     for part in found.parts:
         console.file.seek(0)
         console.file.truncate(0)
-        console.print(results_table(part, 8))
-        lines = text(console).splitlines()
-        assert len(lines) == 4  # no cell needs a second line
-        assert all(len(line) <= 80 for line in lines)
-        assert part.entries[0].label in lines[1]
-        assert f"against {part.baseline.label}" in lines[0]
+        console.print(terminal(terminal_results(part, looks)))
+        shown = text(console).splitlines()
+        assert len(shown) == 4  # no cell needs a second line
+        assert all(len(line) <= 80 for line in shown)
+        assert part.entries[0].label in shown[1]
+        assert f"against {part.baseline.label}" in shown[0]
         rivals = [entry for entry in part.entries if entry is not part.baseline]
-        assert all(any(entry.verdict.word in line for line in lines) for entry in rivals)
+        assert all(any(entry.verdict.word in line for line in shown) for entry in rivals)
 
 
 def test_the_words_come_first_and_hold_every_verdict(store, referee):

@@ -10,7 +10,7 @@ from fallline.bench.protocol.analysis import analyse, first_hit, over_tasks
 from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.search import Search
-from fallline.bench.report.summary import verdicts
+from fallline.bench.report.words import verdicts
 from fallline.bench.runs.loop import Outcome
 from fallline.bench.tasks import get_task
 

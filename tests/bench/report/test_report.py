@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from referee import Inline, Referee
 
-from fallline.bench.common.numbers import TENTHS, difference, duration, number
+from fallline.bench.common.numbers import TENTHS, difference, duration, number, size
 from fallline.bench.contenders.contender import CONTENDERS, get_contender
 from fallline.bench.protocol.analysis import TAUS
 from fallline.bench.protocol.changes import changes
@@ -26,7 +26,8 @@ from fallline.bench.report import figures
 from fallline.bench.report import page as report
 from fallline.bench.report.looks import COLOURS, DARK, EITHER, LIGHT, SPARE_COLOURS, coloured, lines, palette
 from fallline.bench.report.series import AXES
-from fallline.bench.report.summary import changes_words
+from fallline.bench.report.tables import SIGNS
+from fallline.bench.report.words import changes_words
 from fallline.bench.runs.loop import Outcome, Run
 
 
@@ -190,7 +191,7 @@ def test_the_numbers_are_the_records(held, cliff):
         assert rows[label][1].startswith(number(np.mean(losses[name])))
         assert "0 of 3" in rows[label][5]
         assert rows[label][-1] == duration(cpu[name])
-    assert rows["SGD"][1] == "every trial lost"
+    assert rows["SGD"][1] == "every trial failed"
     assert rows["SGD"][5] == "3 of 3"
     baseline = part.baseline.name
     assert rows[part.baseline.label][3] == "the baseline"
@@ -199,7 +200,7 @@ def test_the_numbers_are_the_records(held, cliff):
     cell = rows[part.get(other).label][3]
     assert difference(gap, np.mean(losses[baseline])) in cell
     assert part.get(other).verdict.word in cell
-    assert reader.rows("lost-0")["SGD"][1] == "3 of 3"
+    assert reader.rows("failed-0")["SGD"][1] == "3 of 3"
     chosen = part.entries[0].chosen
     spaces = reader.rows("spaces-0")[part.entries[0].label]
     assert all(f"{name} {value:g}" in spaces[1] for name, value in chosen.items())
@@ -209,7 +210,7 @@ def test_numbers_are_printed_to_what_they_are_worth():
     assert [number(x) for x in (0.1, 14.68, 123.4, 1234.0, None)] == ["0.100", "14.7", "123", "1.23e+03", "–"]
     assert [difference(x, 0.115) for x in (0.00179, -0.0066, 0.5, 99.0)] == ["+0.002", "−0.007", "+0.500", "+99.0"]
     assert [difference(x, 14.7) for x in (1.26, -2.0)] == ["+1.3", "−2.0"]
-    assert [report.size(x) for x in (0, 999, 1000, 35_900, 2.5e6, 7e9)] == [
+    assert [size(x) for x in (0, 999, 1000, 35_900, 2.5e6, 7e9)] == [
         "0 B", "999 B", "1.0 kB", "35.9 kB", "2.5 MB", "7.0 GB",
     ]  # fmt: skip
 
@@ -246,11 +247,11 @@ def test_the_matrix_has_everyone_against_everyone_in_signs_that_need_no_colour(s
                 continue
             verdict = found.parts[0].matrix[labels[row[0]], labels[column]]
             gap = difference(verdict.difference.mean, 0.5)
-            assert cell == f"{report.SIGNS[verdict.word]} {verdict.word} {gap}"
-    assert "descriptive" not in page.split("Everyone against everyone")[1]
+            assert cell == f"{SIGNS[verdict.word]} {verdict.word} {gap}"
+    assert "descriptive" not in page.split("Pairwise comparisons")[1]
     few = stage(store, {"koala-m": spaced(0.4), "sgd": spaced(0.5)}, name="few")
     assert "descriptive: fewer than 11 seeds" in report.page(few)
-    assert len(set(report.SIGNS.values())) == len(report.SIGNS)
+    assert len(set(SIGNS.values())) == len(SIGNS)
 
 
 def test_times_to_target_are_medians_with_the_seeds_that_reached_it(store):
@@ -467,8 +468,8 @@ def test_a_race_of_one(store):
 def test_a_race_all_lost(store, tmp_path):
     lost = stage(store, {"sgd": [None, None], "adamw": [None, None]})
     reader = Reader(report.page(lost))
-    assert reader.rows("result-0")["SGD"][1] == "every seed lost"
-    assert reader.rows("lost-0")["SGD"][1:] == ["3 of 6", "diverged: the training loss is not finite"]
+    assert reader.rows("result-0")["SGD"][1] == "every seed failed"
+    assert reader.rows("failed-0")["SGD"][1:] == ["3 of 6", "diverged: the training loss is not finite"]
     with pytest.raises(ValueError, match="nothing to draw"):
         report.write_picture(lost, tmp_path / "never.svg")
 
@@ -491,7 +492,7 @@ def test_a_task_without_held_out_data_has_one_loss_and_its_floor(store):
 def test_shipped_settings_have_no_trials_to_show(store):
     found = stage(store, {"sgd": spaced(0.5), "koala-m": spaced(0.4)}, tracks=("defaults",))
     reader = Reader(report.page(found))
-    assert not any("Lost trials" in heading for heading in reader.cells["result-0"][0])
+    assert not any("Failed trials" in heading for heading in reader.cells["result-0"][0])
     assert not any("lr" in name or "best of" in name for name in json.loads(reader.scripts[1]))
 
 

@@ -38,9 +38,12 @@ from fallline.bench.race.plan import busy, measure_all, parse_budget, plan_table
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.race.workers import available_cores, cluster, local_pool
-from fallline.bench.report import display
+from fallline.bench.report.display import Display
+from fallline.bench.report.looks import lines
 from fallline.bench.report.luck import aa_line, aa_table, aa_words, studies_table, studies_words, write_aa
-from fallline.bench.report.summary import summary
+from fallline.bench.report.race_tables import terminal_results
+from fallline.bench.report.tables import terminal
+from fallline.bench.report.words import summary
 from fallline.bench.runs.environment import environment
 from fallline.bench.speed.command import step
 from fallline.bench.tasks import REAL, TASKS, get_task, make_sure
@@ -242,7 +245,7 @@ def race(
 
         def hold(one: Design) -> Race:
             mine = {**about, "command": command_line(one)}
-            with display.Display(console) as watch:
+            with Display(console) as watch:
                 return run_race(
                     one, store, pool, max_pending=2 * places, about=mine, on_progress=watch, on_run=loggers.run_finished
                 )
@@ -572,18 +575,19 @@ def show(found: Results) -> None:
     """Print the result: in words, then as tables."""
     console.print()
     for sentence in summary(found):
-        console.print(Text(sentence[0].upper() + sentence[1:]))
+        console.print(Text(sentence))
+    looks = lines(found)
     for part in found.parts:
         console.print()
         if len(found.parts) > 1:
             console.print(Text(f"{part.task}, {part.track}", style="bold"))
-        console.print(display.results_table(part, found.design.seeds))
+        console.print(terminal(terminal_results(part, looks)))
         for name, excuse in part.left_out.items():
             console.print(Text(f"{name} was left out: {excuse}.", style="dim"))
         for entry in part.entries:
             for alarm in entry.alarms:
                 console.print(Text.assemble(("! ", "yellow"), f"{entry.label}: {alarm.text}."))
-    console.print("\nMean [95 % interval over seeds]. Lost: trials that diverged or failed.", style="dim")
+    console.print("\nMean [95 % interval over seeds]. Failed: trials that diverged or raised an error.", style="dim")
 
 
 def show_aa(store: Store, hold: Callable[[Design], Race], design: Design, times: int) -> None:

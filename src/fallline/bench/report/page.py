@@ -1,9 +1,7 @@
 """Records to one page: a single HTML file that opens offline. It never trains, and nothing in it is written by hand."""
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +9,24 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from plotly.offline import get_plotlyjs
 
 from fallline.bench.common.files import put, stem
-from fallline.bench.common.numbers import TENTHS, describe, difference, duration, listed, number, size, spread
+from fallline.bench.common.numbers import difference, listed, plural
 from fallline.bench.protocol.analysis import STEADY, Results
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.comparison import Comparison, ContenderResult
-from fallline.bench.protocol.design import title
-from fallline.bench.protocol.stats import FEW, Interval
-from fallline.bench.protocol.verdict import Verdict, Word, descriptive
+from fallline.bench.protocol.design import TRACK_WORDS, title
+from fallline.bench.protocol.stats import FEW
+from fallline.bench.protocol.verdict import descriptive
 from fallline.bench.report import figures
 from fallline.bench.report.looks import DARK, LIGHT, Figure, Line, lines, palette
+from fallline.bench.report.race_tables import in_a_line, page_tables
 from fallline.bench.report.series import AXES
-from fallline.bench.report.summary import caution, changes_words, cost, verdicts
+from fallline.bench.report.tables import SIGNS
+from fallline.bench.report.words import caution, changes_words, cost, sentences, verdicts
 
 PICTURE_SIZE = (800, 380)
 """CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
 
 LEGEND_ROW = 23
 """Of a name beside the curves; a picture of many names is higher."""
-
-SIGNS: dict[Word, str] = {
-    "better": "✓",
-    "worse": "✗",
-    "practically equal": "=",
-    "no evidence": "○",
-    "too few seeds": "?",
-}
-"""A verdict in one sign, so that a table of them can be read without colours."""
 
 UNSTEADY = f"the seeds of one optimizer took wall times that differ by more than {100 * STEADY:.0f} %"
 
@@ -54,8 +44,8 @@ def page_name(results: Results) -> str:
 def page(results: Results, before: Results | None = None) -> str:
     """The report as HTML: text, styles, data, and Plotly itself; with an earlier race, what has changed since."""
     looks = lines(results, *([before] if before else []))
-    drawn = draw(results, looks)
     changed = changes(results, before) if before else None
+    drawn = draw(results, looks)
     return fill(
         "report.html",
         drawn,
@@ -65,6 +55,7 @@ def page(results: Results, before: Results | None = None) -> str:
         setting=results.race.setting,
         changes=changed,
         changes_words=changes_words(changed) if changed else [],
+        tables=page_tables(results, looks, changed),
         looks=looks,
         drawn=drawn,
         axes=list(AXES),
@@ -74,6 +65,7 @@ def page(results: Results, before: Results | None = None) -> str:
         claims=claims(results),
         costs=[*caution(results), *cost(results)],
         runs=sum(len(entry.runs) for part in results.parts for entry in part.entries),
+        track_words=TRACK_WORDS,
         unsteady=UNSTEADY,
         light=palette(looks, LIGHT),
         dark=palette(looks, DARK),
@@ -89,20 +81,12 @@ def fill(template: str, plots: Mapping[str, Figure], **values: Any) -> str:
         lstrip_blocks=True,
     )
     templates.globals |= {
-        "describe": describe,
         "descriptive": descriptive,
         "difference": difference,
-        "duration": duration,
         "few": FEW,
-        "isfinite": math.isfinite,
+        "in_a_line": in_a_line,
         "listed": listed,
-        "losses": losses,
-        "measured": measured,
-        "number": number,
-        "size": size,
-        "spread": spread,
-        "tenths": TENTHS,
-        "told": told,
+        "plural": plural,
     }
     return templates.get_template(template).render(**values, figures=_script_json(plots), plotly=get_plotlyjs())
 
@@ -123,54 +107,14 @@ def draw(results: Results, looks: Mapping[str, Line]) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What the seeds say of one part, and what weakens it."""
-
-    sentences: list[str]
-    doubts: list[tuple[str, str]]
-    """(label, alarm) of the leader and of the baseline."""
-
-
-def claims(results: Results) -> list[Claim]:
-    """One for each part."""
+def claims(results: Results) -> list[tuple[list[str], list[tuple[str, str]]]]:
+    """What the seeds say of each comparison, and the (label, alarm) of its leader and its baseline."""
     made = []
     for part in results.parts:
-        labels = tuple(entry.label for entry in part.entries)
-        sentences = [
-            said if said.startswith(labels) else said[0].upper() + said[1:] for said in verdicts(part)
-        ]  # arTuRO keeps its small letter
         weighty = [entry for i, entry in enumerate(part.entries) if i == 0 or entry is part.baseline]
-        made.append(Claim(sentences, [(entry.label, alarm.text) for entry in weighty for alarm in entry.alarms]))
+        doubts = [(entry.label, alarm.text) for entry in weighty for alarm in entry.alarms]
+        made.append((sentences(verdicts(part), results), doubts))
     return made
-
-
-def told(verdict: Verdict, scale: float | None = None) -> str:
-    """The whole of a verdict in a line, for whoever points at its sign."""
-    said = [f"{verdict.word}: {verdict.why}"]
-    if verdict.difference:
-        said.append(f"difference {spread(verdict.difference, scale)} over {verdict.difference.count} pairs of seeds")
-    if verdict.p is not None and verdict.adjusted is not None:
-        said.append(f"p {verdict.p:.3g}, after Holm {verdict.adjusted:.3g}")
-    return "; ".join(said)
-
-
-def measured(part: Comparison, name: str) -> dict[str, Interval]:
-    """The interval of a final measure of everyone who has one."""
-    return {entry.name: found for entry in part.entries if (found := entry.measure(name))}
-
-
-def losses(part: Comparison) -> list[tuple[ContenderResult, str, int]]:
-    """Why runs were lost: (optimizer, status and reason, how many), most frequent first within an optimizer."""
-    rows = []
-    for entry in part.entries:
-        reasons: dict[str, int] = {}
-        for outcome in entry.runs:
-            if outcome.lost:
-                why = f"{outcome.status}: {outcome.reason}"
-                reasons[why] = reasons.get(why, 0) + 1
-        rows += [(entry, why, count) for why, count in sorted(reasons.items(), key=lambda item: -item[1])]
-    return rows
 
 
 def write_picture(results: Results, path: Path) -> None:

@@ -1,16 +1,26 @@
 """Tables: what stands in their cells is said once, and shown in the terminal, on a page or in Markdown."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich import table as terminals
 from rich.text import Text
 
+from fallline.bench.protocol.verdict import Word
 from fallline.bench.report.looks import Line
 
-STYLES = {"better": "bold green", "worse": "red", "no evidence": "dim", "too few seeds": "dim", "warn": "yellow"}
-"""How the terminal shows the styles of spans; all others as they are."""
+STYLES = {"better": "bold green", "worse": "red", "no": "dim", "too": "dim", "warn": "yellow"}
+"""How the terminal shows the styles of spans; others have none there."""
+
+SIGNS: dict[Word, str] = {
+    "better": "✓",
+    "worse": "✗",
+    "practically equal": "=",
+    "no evidence": "○",
+    "too few seeds": "?",
+}
+"""A verdict in one sign, so that the page's tables can be read without colours."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +29,21 @@ class Span:
 
     text: str
     style: str = ""
-    """A CSS class of the page, `value`, `bounds`, `warn`, `small`, `line`, or the word of a verdict."""
+    """CSS classes of the page: `value`, `bounds`, `warn`, `small`, `line`, `next` on a line of its own."""
 
     title: str = ""
     """What the page shows on hovering."""
+
+    brief: str | None = None
+    """What the terminal shows instead; it has 80 columns."""
+
+    sign: str = ""
+    """What the page shows before it."""
+
+
+def word(verdict: Word, style: str = "", title: str = "") -> Span:
+    """A verdict with its sign and its colour."""
+    return Span(verdict, f"word {verdict.split()[0]} {style}".rstrip(), title, sign=SIGNS[verdict])
 
 
 Cell = str | Sequence[Span]
@@ -35,7 +56,7 @@ class Row:
 
     cells: Sequence[Cell]
     line: Line | None = None
-    doubts: Sequence[str] = ()
+    doubts: list[str] = field(default_factory=list)
     """Reasons to doubt what the row says."""
 
 
@@ -50,6 +71,14 @@ class Table:
     """Number of columns that the terminal shows."""
 
     caption: str = ""
+    style: str = ""
+    """A CSS class of the page."""
+
+    right: Sequence[str] = ()
+    """Headings of columns that the terminal sets right."""
+
+    short: Mapping[str, str] = field(default_factory=dict)
+    """Headings as they are on a narrow screen, where each stands beside its cell."""
 
 
 def plain(cell: Cell) -> str:
@@ -63,7 +92,7 @@ def terminal(table: Table, title: str = "") -> terminals.Table:
     if title:
         shown.title, shown.title_justify, shown.title_style = Text(title), "left", "bold"
     for heading in ("", *table.head[1 : table.brief]):
-        shown.add_column(heading)
+        shown.add_column(heading, justify="right" if heading in table.right else "left")
     for row in table.rows:
         name, *cells = row.cells[: table.brief]
         bold = "bold" if row.line and row.line.ours else ""
@@ -74,24 +103,29 @@ def terminal(table: Table, title: str = "") -> terminals.Table:
 def _styled(cell: Cell) -> Text:
     if isinstance(cell, str):
         return Text(cell)
-    return Text(" ").join(Text(span.text, style=STYLES.get(span.style, "")) for span in cell)
+    texts = [(span.text if span.brief is None else span.brief, span.style.split()) for span in cell]
+    styled = [(text, [STYLES[name] for name in names if name in STYLES]) for text, names in texts if text]
+    return Text(" ").join(Text(text, style=styles[0] if styles else "") for text, styles in styled)
+
+
+INTERVAL = re.compile(r"\\\[([−+\d.e∞inf, ]+)\\\](?!\()")
+"""An interval with its brackets escaped: numbers are no link."""
 
 
 def markdown(table: Table) -> list[str]:
     """The lines of a table in GitHub's Markdown; methods of this library in bold."""
-    lines = [markdown_row(map(escaped, table.head)), markdown_row(["---"] * len(table.head))]
+    lines = [list(map(_inline, table.head)), ["---"] * len(table.head)]
     for row in table.rows:
-        name, *cells = (escaped(plain(cell)) for cell in row.cells)
-        lines.append(markdown_row([f"**{name}**" if row.line and row.line.ours else name, *cells]))
-    return lines
-
-
-def markdown_row(cells: Iterable[str]) -> str:
-    """A row of cells that are escaped."""
-    return f"| {' | '.join(cells)} |"
+        name, *cells = (INTERVAL.sub(r"[\1]", _inline(plain(cell))) for cell in row.cells)
+        lines.append([f"**{name}**" if row.line and row.line.ours else name, *cells])
+    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def escaped(text: str) -> str:
-    """Text in one line that Markdown shows as it is, in a table too."""
-    text = re.sub(r"([\\`*_{}\[\]<>|#~$&!@])", r"\\\1", " ".join(text.split()))
+    """Text in one line that Markdown shows as it is, at the start of a line too."""
+    text = _inline(text)
     return re.sub(r"^([-+=]|\d+[.)](?=\s|$))", lambda start: f"{start[0][:-1]}\\{start[0][-1]}", text)  # else a list
+
+
+def _inline(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]<>|#~$&!@])", r"\\\1", " ".join(text.split()))

@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from scipy.optimize import brentq
@@ -263,7 +263,7 @@ def solvers(effort: Effort) -> Measured:
     readings: list[Reading] = []
     details: dict[str, float] = {}
     for name in names:
-        ends: dict[str, list[float]] = {"newton": [], "bisect": []}
+        ends: dict[Literal["newton", "bisect"], list[float]] = {"newton": [], "bisect": []}
         for seed, solver in itertools.product(range(seeds), ends):
             task = Perceptron(seed)
             train(ArTuRO(task.weights, solver=solver, **published(name)), task, steps)

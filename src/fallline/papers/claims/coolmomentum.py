@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -196,7 +197,7 @@ COLD = 200
 """Steps without momentum at the end, for everyone."""
 
 
-def cooled(steps: int, schedule: str = "linear") -> Make:
+def cooled(steps: int, schedule: Literal["exponential", "linear"] = "linear") -> Make:
     """CoolMomentum that cools over so many steps."""
     return functools.partial(CoolMomentum, lr=LR, rho_0=RHO_0, cool_steps=steps, schedule=schedule)
 

@@ -65,7 +65,7 @@ def run_course(name: str, seed: int, steps: int = STEPS, walkers: int = WALKERS,
         first = (1 - MOMENTUM) * LR * (1 + RHO_0) / (2 * (1 - RHO_0))  # the same effective rate at the start
         sgd = torch.optim.SGD([x], lr=first, momentum=MOMENTUM)
     else:
-        cool = CoolMomentum([x], lr=LR, rho_0=RHO_0, cool_steps=steps, hold_steps=WARM, schedule=name)
+        cool = CoolMomentum([x], lr=LR, rho_0=RHO_0, cool_steps=steps, hold_steps=WARM, schedule=name)  # type: ignore[arg-type]  # one of KINDS
     at = np.linspace(0, steps - 1, readings).round().astype(int)
     rows, hot = [], []
     for step in range(-WARM, steps):
