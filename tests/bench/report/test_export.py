@@ -20,8 +20,8 @@ from referee import Inline, Referee
 from fallline.bench.common.numbers import TENTHS, number, spread
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
-from fallline.bench.report import frames, markdown, prints
-from fallline.bench.report.export import export
+from fallline.bench.report import frames, prints
+from fallline.bench.report.export import export, markdown
 from fallline.bench.report.looks import COLOURS, lines
 from fallline.bench.report.page import page_name
 from fallline.bench.report.tables import escaped
@@ -288,7 +288,7 @@ def test_markdown_shows_any_name_as_it_is(single, tmp_path):
     part = strange.parts[0]
     entries = [dataclasses.replace(part.entries[0], about={**part.entries[0].about, "label": EVIL}), *part.entries[1:]]
     part = dataclasses.replace(part, task=EVIL, entries=entries, left_out={EVIL: EVIL})
-    text = markdown.document(dataclasses.replace(strange, parts=[part]))
+    text = markdown(dataclasses.replace(strange, parts=[part]))
     tables, headings, items, code = parsed(text)
     shown = " ".join(EVIL.split())
     assert tables[0][1][0] == shown
@@ -450,7 +450,7 @@ def test_a_race_without_held_out_data_is_drawn_by_its_training_loss(fresh, singl
     assert axes.get_ylabel() == "training loss"
     assert [text.get_text() for text in axes.texts] == ["the floor"]
     assert axes.get_ylim()[0] < 0.05
-    assert "There is no held-out data" in markdown.document(dataclasses.replace(single, parts=[part]))
+    assert "There is no held-out data" in markdown(dataclasses.replace(single, parts=[part]))
 
 
 def test_names_of_files_are_those_of_the_page_and_safe(single, tmp_path):

@@ -575,7 +575,7 @@ def show(found: Results) -> None:
     """Print the result: in words, then as tables."""
     console.print()
     for sentence in summary(found):
-        console.print(Text(sentence[0].upper() + sentence[1:]))
+        console.print(Text(sentence))
     looks = lines(found)
     for part in found.parts:
         console.print()

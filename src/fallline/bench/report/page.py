@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from fallline.bench.report.looks import DARK, LIGHT, Figure, Line, lines, palett
 from fallline.bench.report.race_tables import in_a_line, page_tables
 from fallline.bench.report.series import AXES
 from fallline.bench.report.tables import SIGNS
-from fallline.bench.report.words import caution, cost, verdicts
+from fallline.bench.report.words import caution, changes_words, cost, sentences, verdicts
 
 PICTURE_SIZE = (800, 380)
 """CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
@@ -55,6 +54,7 @@ def page(results: Results, before: Results | None = None) -> str:
         design=results.design,
         setting=results.race.setting,
         changes=changed,
+        changes_words=changes_words(changed) if changed else [],
         tables=page_tables(results, looks, changed),
         looks=looks,
         drawn=drawn,
@@ -107,25 +107,13 @@ def draw(results: Results, looks: Mapping[str, Line]) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What the seeds say of one part, and what weakens it."""
-
-    sentences: list[str]
-    doubts: list[tuple[str, str]]
-    """(label, alarm) of the leader and of the baseline."""
-
-
-def claims(results: Results) -> list[Claim]:
-    """One for each part."""
+def claims(results: Results) -> list[tuple[list[str], list[tuple[str, str]]]]:
+    """What the seeds say of each comparison, and the (label, alarm) of its leader and its baseline."""
     made = []
     for part in results.parts:
-        labels = tuple(entry.label for entry in part.entries)
-        sentences = [
-            said if said.startswith(labels) else said[0].upper() + said[1:] for said in verdicts(part)
-        ]  # arTuRO keeps its small letter
         weighty = [entry for i, entry in enumerate(part.entries) if i == 0 or entry is part.baseline]
-        made.append(Claim(sentences, [(entry.label, alarm.text) for entry in weighty for alarm in entry.alarms]))
+        doubts = [(entry.label, alarm.text) for entry in weighty for alarm in entry.alarms]
+        made.append((sentences(verdicts(part), results), doubts))
     return made
 
 
