@@ -20,7 +20,7 @@ from fallline.bench.race import store as record
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Merged, Store, complaint
 from fallline.bench.race.workers import start_method
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 RUN = Run("digits", "sgd", {"lr": 0.1}, seed=1)
 RACE = Race(

@@ -27,7 +27,7 @@ from fallline.bench.report import page as report
 from fallline.bench.report.looks import COLOURS, DARK, EITHER, LIGHT, SPARE_COLOURS, coloured, lines, palette
 from fallline.bench.report.series import AXES
 from fallline.bench.report.tables import SIGNS
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 
 class Reader(html.parser.HTMLParser):

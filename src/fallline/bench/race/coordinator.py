@@ -35,7 +35,8 @@ from fallline.bench.protocol.verdict import SETTLED
 from fallline.bench.race.store import Store, now
 from fallline.bench.runs.checkpoint import Checkpoint, discard
 from fallline.bench.runs.identity import checksum, fingerprint, race_id, run_key
-from fallline.bench.runs.loop import Gradients, Outcome, Run, train
+from fallline.bench.runs.loop import Gradients, train
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import Task, get_task
 
 T = TypeVar("T")
