@@ -20,8 +20,8 @@ from referee import Inline, Referee
 from fallline.bench.common.numbers import TENTHS, number, spread
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
-from fallline.bench.report import frames, markdown, prints
-from fallline.bench.report.export import export
+from fallline.bench.report import frames, prints
+from fallline.bench.report.export import export, markdown
 from fallline.bench.report.looks import COLOURS, lines
 from fallline.bench.report.page import page_name
 from fallline.bench.report.tables import escaped
@@ -256,7 +256,7 @@ def test_markdown_prints_the_numbers_of_the_race(held, tmp_path):
             loss, verdict = entry.measure("loss"), entry.verdict
             assert cells["optimizer"] == entry.label
             if loss is None:
-                assert cells["test loss"] == "every trial lost"
+                assert cells["test loss"] == "every trial failed"
                 continue
             assert cells["test loss"] == spread(loss)
             assert cells["accuracy"] == f"{100 * entry.measure('accuracy').mean:.1f} %"
@@ -267,7 +267,7 @@ def test_markdown_prints_the_numbers_of_the_race(held, tmp_path):
                 assert against == f"{verdict.word} {spread(verdict.difference, part.scale)}"
                 assert cells["p (Holm)"] == f"{verdict.adjusted:.3g}"
             if part.track == "tuned":
-                assert cells["trials lost"] == f"{entry.lost_trials}/4"
+                assert cells["failed trials"] == f"{entry.lost_trials}/4"
                 assert all(f"{name} {value:g}" in cells["settings"] for name, value in entry.chosen.items())
             if entry.relative_cpu is not None:
                 assert cells["CPU time × SGD"] == number(entry.relative_cpu)
@@ -288,7 +288,7 @@ def test_markdown_shows_any_name_as_it_is(single, tmp_path):
     part = strange.parts[0]
     entries = [dataclasses.replace(part.entries[0], about={**part.entries[0].about, "label": EVIL}), *part.entries[1:]]
     part = dataclasses.replace(part, task=EVIL, entries=entries, left_out={EVIL: EVIL})
-    text = markdown.document(dataclasses.replace(strange, parts=[part]))
+    text = markdown(dataclasses.replace(strange, parts=[part]))
     tables, headings, items, code = parsed(text)
     shown = " ".join(EVIL.split())
     assert tables[0][1][0] == shown
@@ -426,7 +426,7 @@ def test_a_race_that_was_stopped_is_written_as_far_as_it_came(fresh, tmp_path):
     (path,) = export(found, "md", tmp_path / "out")
     text = path.read_text(encoding="utf-8")
     assert f"{found.missing} more runs to come" in text
-    assert "lost" not in re.sub("trials lost", "", text)
+    assert "failed" not in re.sub("failed trials", "", text)
     assert {p.stem.partition("-")[2] for p in export(found, "png", tmp_path / "out")} == {"sensitivity", "best-of"}
 
 
@@ -436,7 +436,7 @@ def test_a_race_in_which_no_run_finished_has_tables_and_no_figures(fresh, tmp_pa
     assert {row["status"] for row in rows} == {"diverged"}
     assert all("not finite" in row["reason"] for row in rows)
     (path,) = export(found, "md", tmp_path)
-    assert path.read_text(encoding="utf-8").count("every trial lost") == 2
+    assert path.read_text(encoding="utf-8").count("every trial failed") == 2
     with pytest.raises(ValueError, match="nothing to draw"):
         export(found, "png", tmp_path)
     assert not list(tmp_path.glob("*.png"))
@@ -450,7 +450,7 @@ def test_a_race_without_held_out_data_is_drawn_by_its_training_loss(fresh, singl
     assert axes.get_ylabel() == "training loss"
     assert [text.get_text() for text in axes.texts] == ["the floor"]
     assert axes.get_ylim()[0] < 0.05
-    assert "There is no held-out data" in markdown.document(dataclasses.replace(single, parts=[part]))
+    assert "There is no held-out data" in markdown(dataclasses.replace(single, parts=[part]))
 
 
 def test_names_of_files_are_those_of_the_page_and_safe(single, tmp_path):

@@ -190,7 +190,7 @@ def test_the_numbers_are_the_records(held, cliff):
         assert rows[label][1].startswith(number(np.mean(losses[name])))
         assert "0 of 3" in rows[label][5]
         assert rows[label][-1] == duration(cpu[name])
-    assert rows["SGD"][1] == "every trial lost"
+    assert rows["SGD"][1] == "every trial failed"
     assert rows["SGD"][5] == "3 of 3"
     baseline = part.baseline.name
     assert rows[part.baseline.label][3] == "the baseline"
@@ -199,7 +199,7 @@ def test_the_numbers_are_the_records(held, cliff):
     cell = rows[part.get(other).label][3]
     assert difference(gap, np.mean(losses[baseline])) in cell
     assert part.get(other).verdict.word in cell
-    assert reader.rows("lost-0")["SGD"][1] == "3 of 3"
+    assert reader.rows("failed-0")["SGD"][1] == "3 of 3"
     chosen = part.entries[0].chosen
     spaces = reader.rows("spaces-0")[part.entries[0].label]
     assert all(f"{name} {value:g}" in spaces[1] for name, value in chosen.items())
@@ -247,7 +247,7 @@ def test_the_matrix_has_everyone_against_everyone_in_signs_that_need_no_colour(s
             verdict = found.parts[0].matrix[labels[row[0]], labels[column]]
             gap = difference(verdict.difference.mean, 0.5)
             assert cell == f"{SIGNS[verdict.word]} {verdict.word} {gap}"
-    assert "descriptive" not in page.split("Everyone against everyone")[1]
+    assert "descriptive" not in page.split("Pairwise comparisons")[1]
     few = stage(store, {"koala-m": spaced(0.4), "sgd": spaced(0.5)}, name="few")
     assert "descriptive: fewer than 11 seeds" in report.page(few)
     assert len(set(SIGNS.values())) == len(SIGNS)
@@ -467,8 +467,8 @@ def test_a_race_of_one(store):
 def test_a_race_all_lost(store, tmp_path):
     lost = stage(store, {"sgd": [None, None], "adamw": [None, None]})
     reader = Reader(report.page(lost))
-    assert reader.rows("result-0")["SGD"][1] == "every seed lost"
-    assert reader.rows("lost-0")["SGD"][1:] == ["3 of 6", "diverged: the training loss is not finite"]
+    assert reader.rows("result-0")["SGD"][1] == "every seed failed"
+    assert reader.rows("failed-0")["SGD"][1:] == ["3 of 6", "diverged: the training loss is not finite"]
     with pytest.raises(ValueError, match="nothing to draw"):
         report.write_picture(lost, tmp_path / "never.svg")
 
@@ -491,7 +491,7 @@ def test_a_task_without_held_out_data_has_one_loss_and_its_floor(store):
 def test_shipped_settings_have_no_trials_to_show(store):
     found = stage(store, {"sgd": spaced(0.5), "koala-m": spaced(0.4)}, tracks=("defaults",))
     reader = Reader(report.page(found))
-    assert not any("Lost trials" in heading for heading in reader.cells["result-0"][0])
+    assert not any("Failed trials" in heading for heading in reader.cells["result-0"][0])
     assert not any("lr" in name or "best of" in name for name in json.loads(reader.scripts[1]))
 
 

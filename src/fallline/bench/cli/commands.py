@@ -575,7 +575,7 @@ def show(found: Results) -> None:
     """Print the result: in words, then as tables."""
     console.print()
     for sentence in summary(found):
-        console.print(Text(sentence[0].upper() + sentence[1:]))
+        console.print(Text(sentence))
     looks = lines(found)
     for part in found.parts:
         console.print()
@@ -587,7 +587,7 @@ def show(found: Results) -> None:
         for entry in part.entries:
             for alarm in entry.alarms:
                 console.print(Text.assemble(("! ", "yellow"), f"{entry.label}: {alarm.text}."))
-    console.print("\nMean [95 % interval over seeds]. Lost: trials that diverged or failed.", style="dim")
+    console.print("\nMean [95 % interval over seeds]. Failed: trials that diverged or raised an error.", style="dim")
 
 
 def show_aa(store: Store, hold: Callable[[Design], Race], design: Design, times: int) -> None:

@@ -153,7 +153,7 @@ def alarms(design: Design, part: Comparison, entry: ContenderResult) -> list[Ala
     """What weakens a claim about an entry: mostly, that its search may have missed its best settings."""
     found = []
     if entry.lost_seeds:
-        found.append(Alarm("lost", f"{entry.lost_seeds} of {len(entry.seeds)} confirming seeds were lost"))
+        found.append(Alarm("lost", f"{entry.lost_seeds} of {len(entry.seeds)} confirming seeds failed"))
     if part.track == "tuned" and entry.chosen is not None:
         ranges = {**entry.about.get("ranges", {}), **entry.about.get("extended", {})}
         for name, plain in ranges.items():

@@ -31,7 +31,7 @@ CONFIRMING: tuple[Stage, ...] = (DEFAULTS, CONFIRMATION)
 """They share their seeds, and they alone look at the test set."""
 
 TRACKS = ("tuned", "defaults")
-TRACK_WORDS = {"tuned": "tuned", "defaults": "shipped settings"}
+TRACK_WORDS = {"tuned": "tuned", "defaults": "default settings"}
 
 LOOKS = (1, 2, 4)
 """`--until-decided` judges at these multiples of the seeds, and shares its chance of a false claim among them."""

@@ -435,9 +435,9 @@ def asks(design: Design) -> str:
     """How many runs of which kind each optimizer makes on each task."""
     seeds = f"{design.seeds} seeds"
     if "tuned" not in design.tracks:
-        return f"{seeds} with shipped settings"
+        return f"{seeds} with default settings"
     told = [f"{design.trials} trials"]
     if design.reruns_each:
         told.append(f"{design.reruns} reruns of the best {min(design.finalists, design.trials)}")
     told.append(seeds)
-    return listed(told) + (f", and {seeds} with shipped settings" if "defaults" in design.tracks else "")
+    return listed(told) + (f", and {seeds} with default settings" if "defaults" in design.tracks else "")

@@ -31,17 +31,18 @@ def lanes_table(progress: RaceProgress) -> Table:
     table = Table(title=f"Racing on {tasks}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     headings = ["defaults"] if "defaults" in design.tracks else []
     headings += ["trials", "reruns", "best loss", "seeds"] if "tuned" in design.tracks else []
-    for heading in ["", "runs", "lost", *headings] if len(design.tasks) == 1 else ["", "", "runs", "lost", *headings]:
+    names = [""] if len(design.tasks) == 1 else ["", ""]
+    for heading in [*names, "runs", "failed", *headings]:
         table.add_column(heading, justify="right" if heading else "left")
     for task, name, results in progress.contenders():
         first = results[0]
         runs = [outcome for result in results for outcome in result.runs]
         row: list[Text | str] = [task] if len(design.tasks) > 1 else []
         row += [Text(first.label, style="bold" if first.ours else "")]
-        row += [f"{len(runs)}/{sum(result.runs_wanted for result in results)}", lost(runs)]
+        row += [f"{len(runs)}/{sum(result.runs_wanted for result in results)}", failed(runs)]
         if "defaults" in design.tracks:
-            shipped = progress.results.get((task, "defaults"), {}).get(name)
-            row += [str(len(shipped.seeds)) if shipped else "–"]
+            defaults = progress.results.get((task, "defaults"), {}).get(name)
+            row += [str(len(defaults.seeds)) if defaults else "–"]
         if "tuned" in design.tracks:
             tuned = progress.results[task, "tuned"][name]
             reruns = sum(map(len, tuned.reruns.values()))
@@ -51,7 +52,7 @@ def lanes_table(progress: RaceProgress) -> Table:
     return table
 
 
-def lost(runs: Sequence[Outcome]) -> Text:
+def failed(runs: Sequence[Outcome]) -> Text:
     """How many of the runs diverged or failed."""
     count = sum(outcome.lost for outcome in runs)
     return Text(str(count), style="yellow") if count else Text("0", style="dim")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import difference, listed, plural
 from fallline.bench.protocol.analysis import STEADY, Results
 from fallline.bench.protocol.changes import changes
-from fallline.bench.protocol.design import title
+from fallline.bench.protocol.design import TRACK_WORDS, title
 from fallline.bench.protocol.stats import FEW
 from fallline.bench.protocol.verdict import descriptive
 from fallline.bench.report import figures
@@ -21,7 +20,7 @@ from fallline.bench.report.looks import DARK, LIGHT, Figure, Line, lines, palett
 from fallline.bench.report.race_tables import in_a_line, page_tables
 from fallline.bench.report.series import AXES
 from fallline.bench.report.tables import SIGNS
-from fallline.bench.report.words import caution, cost, verdicts
+from fallline.bench.report.words import caution, cost, sentences, verdicts
 
 PICTURE_SIZE = (800, 380)
 """CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
@@ -65,6 +64,7 @@ def page(results: Results, before: Results | None = None) -> str:
         claims=claims(results),
         costs=[*caution(results), *cost(results)],
         runs=sum(len(entry.runs) for part in results.parts for entry in part.entries),
+        track_words=TRACK_WORDS,
         unsteady=UNSTEADY,
         light=palette(looks, LIGHT),
         dark=palette(looks, DARK),
@@ -106,25 +106,13 @@ def draw(results: Results, looks: Mapping[str, Line]) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-@dataclass(frozen=True)
-class Claim:
-    """What the seeds say of one part, and what weakens it."""
-
-    sentences: list[str]
-    doubts: list[tuple[str, str]]
-    """(label, alarm) of the leader and of the baseline."""
-
-
-def claims(results: Results) -> list[Claim]:
-    """One for each part."""
+def claims(results: Results) -> list[tuple[list[str], list[tuple[str, str]]]]:
+    """What the seeds say of each comparison, and the (label, alarm) of its leader and its baseline."""
     made = []
     for part in results.parts:
-        labels = tuple(entry.label for entry in part.entries)
-        sentences = [
-            said if said.startswith(labels) else said[0].upper() + said[1:] for said in verdicts(part)
-        ]  # arTuRO keeps its small letter
         weighty = [entry for i, entry in enumerate(part.entries) if i == 0 or entry is part.baseline]
-        made.append(Claim(sentences, [(entry.label, alarm.text) for entry in weighty for alarm in entry.alarms]))
+        doubts = [(entry.label, alarm.text) for entry in weighty for alarm in entry.alarms]
+        made.append((sentences(verdicts(part), results), doubts))
     return made
 
 

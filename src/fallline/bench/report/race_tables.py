@@ -32,9 +32,9 @@ def terminal_results(part: Comparison, looks: Looks) -> Table:
     columns: dict[str, Callable[[ContenderResult], Cell]] = {"": _label}
     columns["test loss" if part.held_out else "mean loss"] = _loss
     columns |= {"accuracy": _accuracy} if _has_accuracy(part) else {}
-    columns |= {"lost": _failed_share} if part.track == "tuned" else {}
+    columns |= {"failed": _failed_share} if part.track == "tuned" else {}
     columns |= {f"against {part.baseline.label}": _against(part, "–")} if part.baseline else {}
-    return _table("", part.entries, looks, columns, brief=len(columns), right=("accuracy", "lost"))
+    return _table("", part.entries, looks, columns, brief=len(columns), right=("accuracy", "failed"))
 
 
 def markdown_results(part: Comparison, looks: Looks) -> Table:
@@ -43,10 +43,10 @@ def markdown_results(part: Comparison, looks: Looks) -> Table:
     columns: dict[str, Callable[[ContenderResult], Cell]] = {"optimizer": _label, part.loss_name: _loss}
     columns |= {"accuracy": _accuracy} if _has_accuracy(part) else {}
     columns |= {f"against {baseline.label}": _against(part, "baseline", p=False), "p (Holm)": _p} if baseline else {}
-    columns |= {"trials lost": _failed_share} if tuned else {}
+    columns |= {"failed trials": _failed_share} if tuned else {}
     if any(entry.relative_cpu is not None for entry in part.entries):
         columns["CPU time × SGD"] = lambda entry: number(entry.relative_cpu)
-    none = "–" if tuned else "shipped"
+    none = "–" if tuned else "defaults"
     columns["settings"] = lambda entry: describe(entry.chosen) if entry.chosen else none
     return _table("", part.entries, looks, columns)
 
@@ -57,7 +57,7 @@ def page_results(i: int, part: Comparison, looks: Looks, design: Design) -> Tabl
     columns: dict[str, Callable[[ContenderResult], Cell]] = {"Optimizer": _label, part.loss_name.capitalize(): _loss}
     columns |= {"Test accuracy, %": _accuracy_interval} if _has_accuracy(part) else {}
     columns |= {f"Against {baseline.label}": _against(part), "Detectable": _detectable} if baseline else {}
-    columns |= {"Lost trials": _failed_trials} if tuned else {}
+    columns |= {"Failed trials": _failed_trials} if tuned else {}
     columns |= {"CPU time a gradient": _cpu_time, "State": _state}
     columns["CPU time in all"] = lambda entry: [Span(duration(entry.cpu_seconds), "value")]
     most = f", up to {design.looks[-1]}" if design.until_decided else ""
@@ -88,14 +88,14 @@ def _label(entry: ContenderResult) -> Cell:
 def _loss(entry: ContenderResult) -> Cell:
     """Loss and interval, or why there is none; seeds that failed are counted beside it."""
     if entry.trials and entry.lost_trials == len(entry.trials):
-        return [Span("every trial lost", "warn")]
+        return [Span("every trial failed", "warn")]
     loss = entry.measure("loss")
     if loss is None:
-        return [Span("every seed lost", "warn")] if entry.seeds else "–"
+        return [Span("every seed failed", "warn")] if entry.seeds else "–"
     cell = [Span(spread(loss), title=f"mean over {plural(loss.count, 'seed')}, 95 % BCa interval")]
     if entry.lost_seeds:
         count, of = entry.lost_seeds, len(entry.seeds)
-        cell.append(Span(f"{count} of {of} seeds lost", "warn value", brief=f"{count}/{of} lost"))
+        cell.append(Span(f"{count} of {of} seeds failed", "warn value", brief=f"{count}/{of} failed"))
     return cell
 
 
@@ -192,11 +192,11 @@ def across_table(i: int, across: Aggregate, looks: Looks) -> Table:
         chance = _percents(across.improvement[name], 0, " %")
         rows.append(Row([looks[name].label, spread(iqm, TENTHS), chance], looks[name]))
     caption = (
-        "From all confirming runs of these tasks, lost ones as infinite losses; 95 % percentile intervals, resampling "
-        "seeds within each task. Loss: the interquartile mean (of the middle half of all runs) of how far the loss "
-        "lies above the mean of each task’s baseline, in per cent of the way from the initial to the best loss; 0 is "
-        "its equal, less is better. Chance: how probably a run has a lower loss than one of the baseline; 50 % is its "
-        "equal."
+        "From all confirming runs of these tasks, failed ones as infinite losses; 95 % percentile intervals, "
+        "resampling seeds within each task. Loss: the interquartile mean (of the middle half of all runs) of how far "
+        "the loss lies above the mean of each task’s baseline, in per cent of the way from the initial to the best "
+        "loss; 0 is its equal, less is better. Chance: how probably a run has a lower loss than one of the baseline; "
+        "50 % is its equal."
     )
     head = ["Optimizer", "Loss above the baseline’s, % of the way", "Chance to beat the baseline"]
     short = dict(zip(head[1:], ("Loss", "Chance"), strict=True))
@@ -220,7 +220,7 @@ def targets_table(i: int, part: Comparison, looks: Looks) -> Table:
         columns[f"{100 * level:.0f} %: {measure} loss {number(loss)}"] = cell(level)
     caption = (
         "Gradient evaluations until the mean of three measurements in a row is below the target: the median over all "
-        "confirming seeds, where one that never is, or was lost, counts as infinite; and how many seeds reached it. "
+        "confirming seeds, where one that never is, or failed, counts as infinite; and how many seeds reached it. "
         "Targets: shares of the way from the loss before training to the baseline’s final one (median over seeds)."
     )
     short = {heading: heading.partition(":")[0] for heading in columns}
@@ -241,7 +241,7 @@ def failures_table(i: int, part: Comparison, looks: Looks) -> Table | None:
             rows.append(Row([entry.label, f"{count} of {len(entry.runs)}", [Span(why)]], looks[entry.name]))
     runs = "trials, reruns of the best and confirming seeds" if part.track == "tuned" else "its confirming seeds"
     head = ["Optimizer", "Runs", "What happened"]
-    return Table(f"lost-{i}", head, rows, caption=f"Of all runs of an optimizer here: {runs}.") if rows else None
+    return Table(f"failed-{i}", head, rows, caption=f"Of all runs of an optimizer here: {runs}.") if rows else None
 
 
 def spaces_table(i: int, part: Comparison, looks: Looks, design: Design) -> Table:

@@ -1,6 +1,6 @@
 """A race in words: who won where, how sure that is, what it cost, and what weakens it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fallline.bench.common.numbers import difference, duration, listed, number
 from fallline.bench.protocol.analysis import Results
@@ -12,15 +12,19 @@ ORDER: tuple[Word, ...] = ("better", "practically equal", "no evidence", "worse"
 
 
 def summary(results: Results) -> list[str]:
-    """Sentences, the answer first."""
+    """What came of a race, the answer first."""
     told = []
     several = len(results.parts) > 1
     for part in results.parts:
         where = f"{title(part.task, part.track, results.design.tracks)}: " if several else ""
         told += [where + sentence if i == 0 else sentence for i, sentence in enumerate(verdicts(part))]
-    told += caution(results)
-    told += cost(results)
-    return told
+    return sentences([*told, *caution(results), *cost(results)], results)
+
+
+def sentences(said: Iterable[str], results: Results) -> list[str]:
+    """With capital letters, except where a sentence begins with a name: arTuRO keeps its small letter."""
+    names = (*results.design.tasks, *(entry.label for part in results.parts for entry in part.entries))
+    return [one if one.startswith(names) else one[:1].upper() + one[1:] for one in said]
 
 
 def caution(results: Results) -> list[str]:
@@ -29,8 +33,8 @@ def caution(results: Results) -> list[str]:
     if not any(entry.verdict and entry.verdict.word in CLAIMS for entry in tuned):
         return []
     return [
-        f"This compares settings, each the find of one search of {results.design.trials} trials; the luck of a search "
-        "is seen by --studies, which repeats it."
+        f"Each optimizer was tuned by one search of {results.design.trials} trials. "
+        "Use --studies to see how much the search itself contributes."
     ]
 
 
@@ -59,8 +63,8 @@ def _of(word: Word, them: Sequence[ContenderResult], part: Comparison) -> str:
     if word in CLAIMS:
         return f"{names} {verb} {word} than {part.baseline.label}."
     if word == "practically equal":
-        band = difference(part.margin, scale).lstrip("+")
-        return f"{names} {verb} practically equal to it: the difference lies within ±{band}, of no consequence here."
+        margin = difference(part.margin, scale).lstrip("+")
+        return f"{names} {verb} practically equal to it: the difference is within the equivalence margin of ±{margin}."
     if word == "too few seeds":
         reasons: dict[str, list[str]] = {}
         for entry in them:
