@@ -6,7 +6,7 @@ from typing import Any
 
 from fallline.bench.common.numbers import TENTHS, describe, difference, duration, number, plural, size, spread
 from fallline.bench.protocol.analysis import Aggregate, Results
-from fallline.bench.protocol.changes import Change, Changes, PartChange
+from fallline.bench.protocol.changes import Change, Changes, ComparisonChange
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import Interval
@@ -278,7 +278,7 @@ def _space(entry: ContenderResult) -> Cell:
 # --- what changed ---
 
 
-def changes_table(i: int, part: PartChange, looks: Looks) -> Table:
+def changes_table(i: int, part: ComparisonChange, looks: Looks) -> Table:
     """A comparison and the same one of an earlier race."""
     scale = (part.now.scale if part.now else None) or 1.0
     rows = []
@@ -308,7 +308,7 @@ def _change(one: Change, scale: float) -> Cell:
     return [*found, Span(spread(one.difference, scale), "line"), Span(how, "small")]
 
 
-def _verdicts(one: Change, part: PartChange) -> Cell:
+def _verdicts(one: Change, part: ComparisonChange) -> Cell:
     found: list[Span] = []
     for side, whole in ((one.old, part.then), (one.new, part.now)):
         if side and side.verdict:

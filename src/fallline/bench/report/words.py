@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from fallline.bench.common.numbers import difference, duration, listed, number
 from fallline.bench.protocol.analysis import Results
+from fallline.bench.protocol.changes import Change, Changes
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import title
 from fallline.bench.protocol.verdict import CLAIMS, Word
@@ -100,3 +101,44 @@ def cost(results: Results) -> list[str]:
 def _mean(entry: ContenderResult) -> float | None:
     loss = entry.measure("loss")
     return loss.mean if loss else None
+
+
+def changes_words(found: Changes) -> list[str]:
+    """What changed since an earlier race, in sentences."""
+    said = []
+    for part in found.parts:
+        if part.now is None or part.then is None:
+            said.append(f"{part.title} {'is new' if part.then is None else 'was raced before, and is no longer'}.")
+            continue
+        for became in dict.fromkeys(_became(one) for one in sorted(part.entries, key=_urgency)):
+            who = listed([one.label for one in part.entries if _became(one) == became])
+            said.append(f"{part.title}: {who} {became}.")
+    return said
+
+
+def _urgency(change: Change) -> int:
+    """Who became worse comes first."""
+    order: tuple[Word, ...] = ("worse", "better", "practically equal", "no evidence", "too few seeds")
+    return order.index(change.verdict.word) if change.verdict else len(order)
+
+
+def _became(change: Change) -> str:
+    if change.old is None:
+        return "took part for the first time"
+    if change.new is None:
+        return "took part before, and no longer"
+    if change.same:
+        return "ended at the very same losses"
+    if change.verdict:
+        return {
+            "better": "became better",
+            "worse": "became worse",
+            "practically equal": "stayed practically equal",
+            "no evidence": "changed, without evidence of a difference",
+            "too few seeds": "changed, on too few seeds for a verdict",
+        }[change.verdict.word]
+    if change.difference is None:
+        return "cannot be compared: no seed finished in one of the races"
+    if change.difference.excludes_zero:
+        return f"ended at {'lower' if change.difference.mean < 0 else 'higher'} losses, on other seeds"
+    return "ended at about the same losses, on other seeds"
