@@ -108,7 +108,7 @@ def _plain_duel(one: Duel) -> dict[str, Any]:
 
 
 def studies_table(rows: Sequence[Study]) -> Table:
-    """One row an optimizer: the difference over studies, its standard error from seeds alone, verdicts of single ones."""
+    """One row an optimizer: the difference over studies, its standard error from seeds alone, and single verdicts."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     several = len({row.place for row in rows}) > 1
     for heading in (*([""] if several else []), "", "over studies", "seeds alone", "in single studies"):
