@@ -10,7 +10,7 @@ from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race.store import Store
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 RUN = Run("digits", "sgd", {"lr": 0.1}, seed=1)
 

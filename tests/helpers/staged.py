@@ -9,7 +9,7 @@ from fallline.bench.contenders.contender import get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race.results import results
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 
 def stage(

@@ -14,7 +14,7 @@ from terminal import call
 
 from fallline import LODO
 from fallline.bench.common.numbers import number
-from fallline.bench.runs.loop import Run
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, Landscape
 from fallline.papers import experiments as repro
 from fallline.papers import repro as command

@@ -19,7 +19,7 @@ from fallline.bench.race import store as record
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Merged, Store, complaint
 from fallline.bench.race.workers import start_method
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 # Two coordinators
 
