@@ -15,7 +15,7 @@ from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.protocol.search import Search
 from fallline.bench.race.store import Store
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 TASK = "valley"
 BEST_LR = 0.1

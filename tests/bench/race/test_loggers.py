@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.backend_context import Context
 
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race.loggers import LOGGERS, Jsonl, Logger, Logging, TensorBoard, Trackio, Wandb, open_loggers
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 RACE = Race(id="0123abcd", design={"tasks": ["digits"], "trials": 2}, setting={}, started_at="2026-01-01T00:00:00")
 CURVE = {"step": [0.0, 10.0, 20.0], "train loss": [None, 0.5, 0.25], "validation loss": [2.0, 1.0, 0.5]}

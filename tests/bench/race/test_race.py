@@ -16,7 +16,7 @@ from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.race.workers import local_pool
 from fallline.bench.runs.identity import fingerprint, run_key
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import get_task
 
 

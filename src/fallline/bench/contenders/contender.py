@@ -20,6 +20,7 @@ import fallline
 from fallline.arturo.arturo import PUBLISHED
 from fallline.bench.common.names import needed, unknown
 from fallline.bench.common.spaces import Choice, Range, Setting, Space, as_plain, dimension
+from fallline.bench.contenders.schedules import DROPS, WARM_UP, Drops, parse_drops
 from fallline.bench.tasks import Schedule, Task
 
 
@@ -114,10 +115,6 @@ def lodo(parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizo
     return fallline.create_optimizer("lodo", parameters, **{"generator": generator, **settings})
 
 
-WARM_UP = 0.05
-"""Share of the horizon over which the common schedules rise, and a method that has a warm-up of its own."""
-
-
 def schedulefree_adamw(
     parameters: Iterable[nn.Parameter], settings: Mapping[str, Any], horizon: int | None
 ) -> AnyOptimizer:
@@ -147,13 +144,6 @@ def published(setting: Callable[[Mapping[str, float]], float], widened: float) -
     """From the smallest to the largest among arTuRO's published settings, and by a factor to either side."""
     values = [setting(settings) for settings in PUBLISHED.values()]
     return Range(float(f"{min(values) / widened:.2g}"), float(f"{max(values) * widened:.2g}"))
-
-
-Drops = tuple[float, tuple[float, ...]]
-"""The schedule `step`: a factor, and the shares of the horizon after which it is applied."""
-
-DROPS: Drops = (0.2, (0.3, 0.6, 0.9))
-"""The KOALA papers', and usual for SGD."""
 
 
 @dataclass(frozen=True)
@@ -575,21 +565,20 @@ def get_contender(name: str) -> Contender:
         label = f"{found.label}, {schedule}"
         found = replace(found, name=name, label=label, schedule=schedules[schedule], schedule_note="")
         if drops := variant["drops"]:
-            found = replace(found, drops=parse_drops(name, found.schedule, drops))
+            found = replace(found, drops=named_drops(name, found.schedule, drops))
     if copy := variant["copy"]:
         found = replace(found, name=name, label=f"{found.label} no. {copy}")
     return found
 
 
-def parse_drops(name: str, schedule: Schedule, text: str) -> Drops:
+def named_drops(name: str, schedule: Schedule, text: str) -> Drops:
     """`-0.1-0.5-0.75` as drops; `ValueError` for another schedule than `step`, and for what is no share."""
     try:
-        factor, *shares = map(float, text[1:].split("-"))
+        if schedule == "step":
+            return parse_drops(text[1:], "-")
     except ValueError:
-        shares = []
-    if schedule != "step" or not shares or not factor > 0 or not all(0 < share < 1 for share in shares):
-        raise ValueError(f"{name!r}: drops are written as in sgd@step-0.1-0.5-0.75, a factor and shares of the run")
-    return factor, tuple(shares)
+        pass
+    raise ValueError(f"{name!r}: drops are written as in sgd@step-0.1-0.5-0.75, a factor and shares of the run")
 
 
 def _get_entry(name: str) -> Contender:

@@ -21,7 +21,7 @@ from fallline.bench.protocol.stats import (
     stratified_interval,
 )
 from fallline.bench.protocol.verdict import matrix
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 LEVELS = (0.5, 0.8, 0.95, 1.0)
 """Targets, as shares of the way from the initial loss to the baseline's final one."""

@@ -17,7 +17,7 @@ from fallline.bench.protocol.design import CONFIRMATION, SELECTION, TRIAL, Desig
 from fallline.bench.protocol.search import Search, Settings, standing
 from fallline.bench.protocol.stats import Interval, censored_median, interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, judge
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from fallline.bench.protocol.verdict import SETTLED
 from fallline.bench.race.store import Store, now
 from fallline.bench.runs.checkpoint import Checkpoint, discard
 from fallline.bench.runs.identity import checksum, fingerprint, race_id, run_key
-from fallline.bench.runs.loop import Gradients, Outcome, Run, train
+from fallline.bench.runs.loop import Gradients, train
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import Task, get_task
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ def race(
         return executor.submit(attempt, run, code, Checkpoint(folder / f"{key}.pt", checkpoint_every))
 
     def stored(key: str) -> None:
-        for leftover in folder.glob(f"{key}*"):
+        for leftover in folder.glob(f"*{key}*"):  # of a worker that was killed as it wrote, too
             leftover.unlink(missing_ok=True)
 
     def reached(key: str) -> int | None:
@@ -149,7 +150,7 @@ def race(
             return (folder / f"{key}.pt").stat().st_mtime_ns
         return None
 
-    for key in {leftover.name.partition(".")[0] for leftover in folder.glob("*.pt*")}:
+    for key in {leftover.name.strip(".").partition(".")[0] for leftover in folder.glob("*.pt*")}:
         if store.find(key):  # a coordinator was killed before it had cleared up
             stored(key)
     work_off(

@@ -20,7 +20,7 @@ from urllib.parse import quote
 from fallline.bench.common.files import append
 from fallline.bench.common.names import unknown
 from fallline.bench.protocol.records import Place, Race
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter

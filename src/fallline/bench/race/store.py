@@ -21,7 +21,7 @@ from fallline.bench.common.plain import LARGEST, Misfit, check, decoded, shown
 from fallline.bench.common.spaces import Setting, dimension
 from fallline.bench.protocol.design import CONFIRMATION, CONFIRMING, DEFAULTS, SELECTION, TRACKS, TRIAL, Design
 from fallline.bench.protocol.records import About, Place, Race
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 T = TypeVar("T")
 
