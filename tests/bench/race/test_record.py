@@ -13,7 +13,7 @@ import pytest
 from referee import Inline
 from stress import contents, hold
 
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race import store as record

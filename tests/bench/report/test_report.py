@@ -14,7 +14,7 @@ import pytest
 from referee import Inline, Referee
 
 from fallline.bench.common.numbers import TENTHS, difference, duration, number, size
-from fallline.bench.contenders.contender import CONTENDERS, get_contender
+from fallline.bench.contenders import CONTENDERS, get_contender
 from fallline.bench.protocol.analysis import TAUS
 from fallline.bench.protocol.changes import changes
 from fallline.bench.protocol.comparison import Alarm
