@@ -352,7 +352,9 @@ def estimate(designs: Sequence[Design], pool: Executor, jobs: int) -> None:
     console.print(estimate_table(runs, whole))
     console.print(f"All: {duration(sum(whole.values()))}.")
     if (slower := busy(costs.values())) > BUSY:
-        console.print(f"Others are at work here: a CPU second took {slower:.1f} s. This is as if they were not.")
+        console.print(
+            f"The machine is busy ({slower:.1f} s of wall time per CPU second); these estimates assume it is idle."
+        )
 
 
 def estimate_table(runs: Mapping[tuple[str, str], float], whole: Mapping[str, float]) -> Table:
