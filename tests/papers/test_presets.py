@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from browser import Reader
 from referee import Inline
 from scripts import script
-from test_cli import call
-from test_report import Reader
+from terminal import call
 
 from fallline.bench.common.spaces import Choice, Range
 from fallline.bench.protocol.stats import interval

@@ -8,9 +8,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from browser import Reader, browse
 from referee import Inline
-from test_cli import call
-from test_report import Reader, browse
+from terminal import call
 
 from fallline import LODO
 from fallline.bench.common.numbers import number

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call, environment
-from test_record import race_database
+from recorded import race_database
+from terminal import call, environment
 
 import fallline
 from fallline.bench.cli.new import new_task

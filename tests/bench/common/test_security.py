@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call
-from test_report import stage
+from staged import stage
+from terminal import call
 
 import fallline
 from fallline.bench.race.store import Store
