@@ -24,7 +24,7 @@ from fallline.bench.race.coordinator import DEATHS, RaceError, attempt, race, wo
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.race.workers import Renewed, local_pool, take_turn, visible_devices
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 KILLS = 10
 PATIENCE = 300.0

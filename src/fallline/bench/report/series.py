@@ -12,7 +12,7 @@ from fallline.bench.common.spaces import Range, Setting, dimension
 from fallline.bench.protocol.analysis import TAUS, Aggregate, highest_drawn
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.stats import band, censored_median, performance_profile
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 Array = NDArray[np.float64]
 

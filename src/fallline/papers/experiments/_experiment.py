@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, ClassVar, Literal
 
 from fallline.bench.runs.checkpoint import Checkpoint
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.papers.experiments.page import Page
 
 Scale = Literal["cpu", "full"]

@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 from fallline.bench.common.names import unknown
 from fallline.bench.common.seeds import derive
 from fallline.bench.common.spaces import Choice, Range, Setting, Space, trials
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.search import finalists
 from fallline.bench.protocol.stats import interval
 from fallline.bench.race.coordinator import RaceError, code_behind
 from fallline.bench.runs.checkpoint import Checkpoint
-from fallline.bench.runs.loop import Outcome, Run, train
+from fallline.bench.runs.loop import train
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import get_task
 from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages
 from fallline.papers.experiments._preset_page import PresetPage

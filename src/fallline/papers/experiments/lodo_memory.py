@@ -11,7 +11,8 @@ from fallline.bench.common.numbers import describe
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
 from fallline.bench.protocol.stats import Interval, interval
-from fallline.bench.runs.loop import Outcome, Run, state_bytes
+from fallline.bench.runs.loop import state_bytes
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.bowl import DIMENSION, Bowl, Landscape
 from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages
 from fallline.papers.experiments.lodo_bowl import TUNED, digits

@@ -22,7 +22,7 @@ from fallline.bench.common.spaces import Range, Setting, Space, trials
 from fallline.bench.protocol.search import finalists
 from fallline.bench.protocol.stats import Interval, interval
 from fallline.bench.report.looks import COLOURS, Figure
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages
 from fallline.papers.experiments.page import Line, Page, Plot, Row, Section, Table, layout, log_axis
 

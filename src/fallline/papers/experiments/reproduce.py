@@ -24,7 +24,7 @@ from fallline.bench.race.coordinator import CHECKPOINT_EVERY, RaceError, work_of
 from fallline.bench.race.store import Store, now
 from fallline.bench.runs.checkpoint import Checkpoint
 from fallline.bench.runs.identity import library_source, run_key
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.data import DataError
 from fallline.papers.experiments import Design, Done, Experiment, Record, get_experiment
 from fallline.papers.experiments._experiment import Scale
