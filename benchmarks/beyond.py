@@ -28,7 +28,7 @@ from fallline.bench.cli.commands import TRIALS, Size, command_line, plain_spaces
 from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import duration
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.analysis import Results
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import TRACKS, Design

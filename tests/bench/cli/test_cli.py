@@ -18,7 +18,7 @@ from terminal import call, environment
 import fallline
 from fallline.bench.cli import app as cli
 from fallline.bench.cli import commands
-from fallline.bench.contenders.contender import CLASSES, CONTENDERS, TEAM, get_contender, spelled
+from fallline.bench.contenders import CLASSES, CONTENDERS, TEAM, get_contender, spelled
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 

@@ -7,7 +7,7 @@ import torch
 from referee import Inline, Referee
 
 from fallline.bench.common.seeds import derive
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.comparison import baseline
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place

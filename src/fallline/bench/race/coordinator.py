@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fallline.bench.common.seeds import derive, generator, seed_torch
 from fallline.bench.common.spaces import Setting, as_plain
-from fallline.bench.contenders.contender import Contender, entered, get_contender
+from fallline.bench.contenders import Contender, entered, get_contender
 from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import (
     CONFIRMATION,

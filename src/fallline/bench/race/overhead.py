@@ -23,8 +23,7 @@ from torch import Tensor, nn
 
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
-from fallline.bench.contenders.contender import get_contender
-from fallline.bench.contenders.schedules import lr_factor
+from fallline.bench.contenders import get_contender, lr_factor
 from fallline.bench.race.plan import one_thread
 from fallline.bench.runs.checkpoint import Checkpoint
 from fallline.bench.runs.loop import train

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from fallline.bench.common.names import unknown
 from fallline.bench.common.seeds import derive
 from fallline.bench.common.spaces import Choice, Range, Setting, Space, trials
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.search import finalists
 from fallline.bench.protocol.stats import interval
 from fallline.bench.race.coordinator import RaceError, code_behind
