@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fallline.bench.protocol.design import CONFIRMATION, SELECTION, TRIAL, Design
 from fallline.bench.protocol.search import Search, Settings, standing
 from fallline.bench.protocol.stats import Interval, censored_median, interval
-from fallline.bench.protocol.verdict import Pairs, Verdict, judge
+from fallline.bench.protocol.verdict import Pairs, Verdict, Word, judge, words
 from fallline.bench.runs.run import Outcome
 
 
@@ -253,11 +253,18 @@ class Comparison:
         """The final losses by seed, of those that have run seeds."""
         return {entry.name: entry.losses for entry in self.entries if entry.seeds}
 
-    def judged(self, against: str) -> dict[str, Verdict]:
-        """The verdict on everyone else against a baseline."""
+    def rivals(self, against: str) -> dict[str, Pairs]:
+        """The losses of everyone else beside those of a baseline."""
         losses = self.losses
-        rivals = {name: Pairs(mine, losses[against]) for name, mine in losses.items() if name != against}
-        return judge(rivals, self.margin, looks=self.looks)
+        return {name: Pairs(mine, losses[against]) for name, mine in losses.items() if name != against}
+
+    def judged(self, against: str) -> dict[str, Verdict]:
+        """The verdicts on everyone else against a baseline."""
+        return judge(self.rivals(against), self.margin, looks=self.looks)
+
+    def words(self, against: str) -> dict[str, Word]:
+        """The words of these verdicts, which take less time."""
+        return words(self.rivals(against), self.margin, looks=self.looks)
 
 
 def compare(
