@@ -289,7 +289,7 @@ def entry_of(part: Comparison, entry: ContenderResult) -> Record:
         told |= {
             "settings": entry.chosen,
             "scores": [rounded(entry.trials[number][1].score, 5) for number in sorted(entry.trials)],
-            "lost trials": entry.lost_trials,
+            "lost trials": entry.failed_trials,
             "best of": [rounded(float(mean), 5) for mean in entry.best_of.mean] if entry.best_of else None,
         }
     return told

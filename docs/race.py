@@ -135,7 +135,7 @@ def above(entry: ContenderResult, reference: ContenderResult) -> str:
     if found is None:
         return "lost"
     told = [f"{value:+,.1f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None]
-    return f"{told[0]} [{', '.join(told[1:])}]" + (f", {entry.lost_seeds} lost" if entry.lost_seeds else "")
+    return f"{told[0]} [{', '.join(told[1:])}]" + (f", {entry.failed_seeds} lost" if entry.failed_seeds else "")
 
 
 def main() -> None:
