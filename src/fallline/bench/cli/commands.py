@@ -33,7 +33,6 @@ from fallline.bench.protocol.studies import studies as over_studies
 from fallline.bench.race.coordinator import RaceError
 from fallline.bench.race.coordinator import race as run_race
 from fallline.bench.race.loggers import Logging, open_loggers
-from fallline.bench.race.overhead import overhead, overhead_table, overhead_words
 from fallline.bench.race.plan import busy, measure_all, parse_budget, plan_table, plan_words, propose
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
@@ -45,7 +44,6 @@ from fallline.bench.report.race_tables import terminal_results
 from fallline.bench.report.tables import terminal
 from fallline.bench.report.words import summary
 from fallline.bench.runs.environment import environment
-from fallline.bench.speed.command import step
 from fallline.bench.tasks import REAL, TASKS, get_task, make_sure
 from fallline.bench.tasks.data import DATASETS, folders, locate
 
@@ -56,7 +54,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-bench = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 OutOption = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where records and report lie.")]
 TasksArgument = Annotated[
     list[str] | None,
@@ -403,22 +400,6 @@ def plan(
         console.print(f"\n{command_line(found.design)}", style="bold", soft_wrap=True)
 
 
-@bench.command()
-def harness() -> None:
-    """What the harness costs beside a bare loop that makes the same steps.
-
-    [b]Examples[/b]
-
-    fallline bench harness
-    """
-    with readable_errors():
-        found = overhead()
-    console.print(overhead_table(found))
-    console.print()
-    for sentence in overhead_words(found):
-        console.print(sentence)
-
-
 @app.command()
 def new(
     what: Annotated[What, typer.Argument(metavar="task", help="What to write.")],
@@ -470,10 +451,6 @@ app.add_typer(data_app, name="data")
 app.command("check")(check_optimizers)
 for extension in entry_points(group="fallline.commands"):  # of packages that build on this one
     app.command(extension.name)(extension.load())
-bench.command("step")(step)
-app.add_typer(
-    bench, name="bench", help="Measure fallline itself: a [b]step[/b] of each optimizer, or the [b]harness[/b]."
-)
 
 
 def checked_tasks(names: Sequence[str]) -> tuple[str, ...]:
