@@ -76,13 +76,7 @@ def ask(task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     env = {**os.environ, **environment, "PYTHONPATH": path}
     command = [sys.executable, "-m", "speed.alone", json.dumps(task)]
     try:
-        done = subprocess.run(
-            command,
-            env=os.environ | environment | {"PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"no first step within {PATIENCE:.0f} seconds") from None
     if done.returncode != 0:
