@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 import fallline
 import speed
-from fallline.bench.cli import commands
 from speed import METHODS, Method, Words
 from speed import fresh as fresh_module
 from speed import timing as timing_module
@@ -621,17 +620,6 @@ def test_checking_a_record_s_place_leaves_no_file_and_spoils_none(tmp_path):
         assert call("--out", str(path), "--only", "nobody-of-this-name")[0] == 2
     assert old.read_text() == "{}"
     assert sorted(tmp_path.iterdir()) == [old]
-
-
-def test_the_command_is_mounted_beside_the_harness():
-    code, output = call("bench", "--help", application=commands.app)
-    assert code == 0
-    assert "step" in output
-    assert "harness" in output
-    code, output = call("bench", "step", *QUICK, "--only", "sgd-fused", application=commands.app)
-    assert code == 0
-    assert "SGD, fused" in output
-    assert call("bench", "stairs", application=commands.app)[0] == 2
 
 
 # --- tables ---
