@@ -1,6 +1,6 @@
-"""The contenders: how each optimizer is made, the space that its trials search, and its schedule.
+"""The optimizers of a race: how each is made, in which space it is searched, how its learning rate is scheduled.
 
-It imports `fallline.bench.tasks`, `fallline.bench.common` and public names of the library.
+Imports the library, `tasks` and `common`.
 """
 
 from fallline.bench.contenders.contender import AnyOptimizer, Contender, Make, Team
