@@ -308,11 +308,12 @@ def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
 STEPS = """
 import importlib.util
 import torch, fallline
+from fallline import _registry
 
 for name in ("numpy", "scipy", "sklearn", "plotly", "rich", "typer", "pytest"):
     assert importlib.util.find_spec(name) is None, name
 
-for create in map(fallline._registry._find, fallline._registry.OURS):
+for create in map(_registry._find, _registry.OURS):
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = create([p])
     for _ in range(3):
