@@ -457,7 +457,7 @@ import torch, fallline
 before = set(sys.modules)
 import speed.alone
 brought = {{name.partition(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)
-assert brought == {{"fallline"}}, brought
+assert brought == {{"fallline", "speed"}}, brought
 import runpy
 sys.argv[1:] = {[*QUICK, "--only", "sgd-fused"]!r}
 runpy.run_path({HERE + "/speed"!r}, run_name="__main__")
