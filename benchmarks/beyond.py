@@ -28,7 +28,7 @@ from fallline.bench.cli.commands import TRIALS, Size, command_line, plain_spaces
 from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import duration
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.analysis import Results
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import TRACKS, Design
@@ -352,7 +352,9 @@ def estimate(designs: Sequence[Design], pool: Executor, jobs: int) -> None:
     console.print(estimate_table(runs, whole))
     console.print(f"All: {duration(sum(whole.values()))}.")
     if (slower := busy(costs.values())) > BUSY:
-        console.print(f"Others are at work here: a CPU second took {slower:.1f} s. This is as if they were not.")
+        console.print(
+            f"The machine is busy ({slower:.1f} s of wall time per CPU second); these estimates assume it is idle."
+        )
 
 
 def estimate_table(runs: Mapping[tuple[str, str], float], whole: Mapping[str, float]) -> Table:

@@ -1,4 +1,7 @@
-"""Optimizers for PyTorch that come from physics and estimation."""
+"""Optimizers for PyTorch that come from physics and estimation.
+
+The library imports torch and the standard library alone; nothing in it knows `fallline.bench` or `fallline.papers`.
+"""
 
 from ._optimizer import Optimizer
 from ._registry import create_optimizer, list_optimizers

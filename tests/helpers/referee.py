@@ -11,7 +11,7 @@ from fallline.bench.protocol.progress import RaceProgress
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race.coordinator import race
 from fallline.bench.race.store import Store
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 
 class Inline(Executor):

@@ -20,7 +20,7 @@ from fallline.bench.protocol.progress import RaceProgress
 from fallline.bench.protocol.records import Race
 from fallline.bench.race.coordinator import race
 from fallline.bench.race.store import Store
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 TIMES = ("times", "cpu_seconds", "wall_seconds")
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fallline.bench.runs.training.loop import Listener, train
-from fallline.bench.runs.training.plan import Plan
-from fallline.bench.runs.training.processes import Processes, joined
+from fallline.bench.runs.checkpoint import NAME, Checkpoint
+from fallline.bench.runs.loop import Listener, carry_out
+from fallline.bench.runs.plan import Plan
+from fallline.bench.runs.processes import Processes, joined
 from fallline.bench.tasks import Split, Task
 
 
@@ -113,10 +114,16 @@ def sharing(optimizer: str, fsdp: bool = False) -> Plan:
     return dataclasses.replace(plan, fsdp=fsdp)
 
 
+def at(plan: Plan) -> Checkpoint:
+    """Where `fallline train` keeps the checkpoint."""
+    return Checkpoint(plan.out / NAME, plan.save_every, plan.resume)
+
+
 def curves(plan: Plan, out: Path, processes: Processes) -> dict[str, list[float]]:
     """What a run looks like; every process of it calls it."""
     noting = Noting()
-    train(dataclasses.replace(plan, out=out, processes=processes.ranks), processes, noting, lambda: False)
+    run = dataclasses.replace(plan, out=out, processes=processes.ranks)
+    carry_out(run, at(run), processes, noting)
     return {"losses": noting.losses, "validation": noting.validation}
 
 
@@ -133,10 +140,13 @@ def work(folder: Path) -> int:
             curves(plan, folder / f"whole-{name}", processes)
             stopped, calls = dataclasses.replace(plan, out=folder / f"stopped-{name}"), iter(range(99))
             # One process is told alone, in its fifth step: both stop after it.
-            first = train(stopped, processes, Listener(), lambda calls=calls: next(calls) == 4 and not processes.leads)
+            first = carry_out(
+                stopped, at(stopped), processes, asked=lambda calls=calls: next(calls) == 4 and not processes.leads
+            )
             torch.manual_seed(7)
             processes.wait()  # until the first one has written: another command would come later
-            again = train(dataclasses.replace(stopped, resume=True), processes, Listener(), lambda: False)
+            resumed = dataclasses.replace(stopped, resume=True)
+            again = carry_out(resumed, at(resumed), processes)
             found[f"stopped {name}"] = (first.interrupted, first.outcome.steps, again.interrupted, again.outcome.steps)
         if processes.leads:
             torch.save(found, folder / "found.pt")

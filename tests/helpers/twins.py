@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from fallline.bench.common.spaces import Setting
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.analysis import Results, analyse
 from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.protocol.search import Search
 from fallline.bench.race.store import Store
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 TASK = "valley"
 BEST_LR = 0.1

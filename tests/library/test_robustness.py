@@ -18,9 +18,9 @@ import torch
 from bits import assert_bits
 from hypothesis import HealthCheck, configuration, given, seed, settings
 from hypothesis import strategies as st
+from methods import CLASSES
 from torch import Tensor, nn
 
-import fallline
 from fallline._settings import choices, inside, intervals
 from reference import arturo as arturo_reference
 from reference import coolmomentum as cool_reference
@@ -34,15 +34,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*hardly moves")  # learning rat
 SEED = os.environ.get("FALLLINE_SEED")
 configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "hypothesis")  # it would leave a folder in the tree
 
-CLASSES: dict[str, type[fallline.Optimizer]] = {
-    "cool": fallline.CoolMomentum,
-    "koala-v": fallline.VanillaKOALA,
-    "koala-m": fallline.MomentumKOALA,
-    "koala-pp": fallline.KOALAPlusPlus,
-    "koala-orthogonal": fallline.OrthogonalKOALA,
-    "arturo": fallline.ArTuRO,
-    "lodo": fallline.LODO,
-}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
 every_class = pytest.mark.parametrize("name", CLASSES)
 

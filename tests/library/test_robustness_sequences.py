@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from bits import assert_bits
-from test_robustness import CLASSES
+from methods import CLASSES
 from torch import Tensor, nn
 
 import fallline

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bits import assert_bits
-from test_contract import METHODS, TABLE, make
+from methods import METHODS, TABLE, make
 from torch import Tensor, nn
 
 import fallline

@@ -23,7 +23,7 @@ from scripts import script
 from typer.testing import CliRunner
 
 from fallline.bench.cli.commands import app
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.tasks import get_task
 from fallline.papers.claims import chosen
 from fallline.papers.experiments import get_experiment

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from fallline import CoolMomentum
-from fallline.bench.contenders.contender import get_contender
-from fallline.bench.runs.loop import Run, train
+from fallline.bench.contenders import get_contender
+from fallline.bench.runs.loop import train
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks import get_task
 from fallline.papers.experiments import EXPERIMENTS, Design, get_experiment
 from fallline.papers.experiments._experiment import trials

@@ -9,15 +9,16 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from browser import Reader
 from referee import Inline
 from scripts import script
-from test_cli import call
-from test_report import Reader
+from terminal import call
 
 from fallline.bench.common.spaces import Choice, Range
 from fallline.bench.protocol.stats import interval
 from fallline.bench.race.store import Store
-from fallline.bench.runs.loop import Outcome, Run, train
+from fallline.bench.runs.loop import train
+from fallline.bench.runs.run import Outcome, Run
 from fallline.papers import experiments as repro
 from fallline.papers import repro as command
 from fallline.papers.experiments import Case, Design, Entry, Experiment, listing, reproduce

@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from browser import Reader, browse
 from referee import Inline
-from test_cli import call
-from test_report import Reader, browse
+from terminal import call
 
 from fallline import LODO
 from fallline.bench.common.numbers import number
-from fallline.bench.runs.loop import Run
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, Landscape
 from fallline.papers import experiments as repro
 from fallline.papers import repro as command

@@ -22,8 +22,8 @@ from torch.testing._internal.subclasses import WrapperSubclass
 import fallline
 from fallline.bench.check import show
 from fallline.bench.check.limits import Limits, status, watched
-from fallline.bench.check.promise import LINES
 from fallline.bench.check.promises import GROUPS, PROMISES
+from fallline.bench.check.promises._promise import LINES
 from fallline.bench.check.run import check, described
 from fallline.bench.check.subject import Loss, get_subject, parse_settings
 from fallline.bench.check.trial import Outcome, Verdict, attempt, program

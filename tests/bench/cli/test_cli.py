@@ -13,21 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from terminal import call, environment
 
 import fallline
 from fallline.bench.cli import app as cli
 from fallline.bench.cli import commands
-from fallline.bench.contenders.contender import CLASSES, CONTENDERS, TEAM, get_contender, spelled
+from fallline.bench.contenders import CLASSES, CONTENDERS, TEAM, get_contender, spelled
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 
 HERE = Path(__file__).parents[2] / "helpers"
-
-
-def call(*arguments):
-    result = CliRunner().invoke(commands.app, list(arguments), env={"COLUMNS": "80", "NO_COLOR": "1"})
-    return result.exit_code, " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
 
 
 @pytest.mark.parametrize(
@@ -114,11 +109,6 @@ def test_the_entry_point_imports_the_standard_library_alone_and_names_the_extra(
 def race_command(out, *more):
     arguments = ["race", "sprint:Marathon", "--optimizers", "sgd,koala-v", "--trials", "12", "--seeds", "2"]
     return [sys.executable, "-m", "fallline.bench.cli.app", *arguments, "--jobs", "1", "--out", str(out), *more]
-
-
-def environment():
-    paths = [str(HERE), str(Path(fallline.__file__).parents[1])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "80"}
 
 
 def is_gone(group):

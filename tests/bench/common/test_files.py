@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call, environment
-from test_record import race_database
+from recorded import race_database
+from terminal import call, environment
 
 import fallline
 from fallline.bench.cli.new import new_task
 from fallline.bench.common.files import append, complaint, put, replacing, stem
-from fallline.bench.runs.checkpoint import Checkpoint
 from fallline.bench.runs.checkpoint import save as save_run
-from fallline.bench.runs.training.logs import keep_until
+from fallline.bench.runs.loggers import keep_until
+from fallline.bench.runs.processes import Processes
 from fallline.papers.claims.examine import keep
 from fallline.papers.experiments.listing import listed
 
@@ -164,19 +164,19 @@ def test_a_file_that_somebody_else_writes_appears_whole_too(tmp_path):
 @needs_full
 def test_a_checkpoint_on_a_full_disk_leaves_the_one_before(tmp_path, monkeypatch):
     model = torch.nn.Linear(2, 2)
-    optimizer, checkpoint = torch.optim.SGD(model.parameters(), 0.1), Checkpoint(tmp_path / "run.pt")
-    save_run(checkpoint, model, optimizer, run={})
-    before = checkpoint.path.read_bytes()
+    optimizer, path = torch.optim.SGD(model.parameters(), 0.1), tmp_path / "run.pt"
+    assert save_run(path, Processes(), model, optimizer, {}) is None
+    before = path.read_bytes()
     save = torch.save
 
-    def full(state, path):
-        Path(path).write_text("half of it")
+    def full(state, file):
+        file.write(b"half of it")
         save(state, FULL)
 
     monkeypatch.setattr(torch, "save", full)
-    save_run(checkpoint, model, optimizer, run={}, more=torch.zeros(100_000))
+    assert save_run(path, Processes(), model, optimizer, {"more": torch.zeros(100_000)})
     assert os.listdir(tmp_path) == ["run.pt"]
-    assert checkpoint.path.read_bytes() == before
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("form", ["html", "md", "csv", "parquet", "png"])
@@ -246,13 +246,12 @@ WRITES = {
     "savefig": {"bench/report/prints.py"},  # into memory
     "save": {
         "bench/runs/checkpoint.py",
-        "bench/runs/training/saving.py",
         "bench/check/promises/state.py",
     },  # `replacing`, memory
 }
 OPENS = {
     "bench/common/files.py",
-    "bench/runs/training/saving.py",  # what `replacing` gives
+    "bench/runs/checkpoint.py",  # what `replacing` gives
     "bench/tasks/data/_download.py",  # in a folder that is moved when it is whole
     "bench/speed/command.py",  # to see whether it can be written
     "bench/check/child.py",  # a pipe

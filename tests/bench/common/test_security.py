@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call
-from test_report import stage
+from staged import stage
+from terminal import call
 
 import fallline
 from fallline.bench.race.store import Store
-from fallline.bench.runs.checkpoint import Checkpoint, load
+from fallline.bench.runs.checkpoint import load
 
 PACKAGE = Path(fallline.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -68,9 +68,9 @@ class Trap:
 
 def test_a_checkpoint_with_code_in_it_is_not_gone_on_from(tmp_path: Path) -> None:
     touched, path = tmp_path / "touched", tmp_path / "key.pt"
-    run = {"task": "digits"}
-    torch.save({"run": run, "model": Trap(touched)}, path)
-    assert load(Checkpoint(path), run) is None
+    torch.save({"plan": {"task": "digits"}, "model": Trap(touched)}, path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        load(path)
     assert not touched.exists()
     torch.load(path, weights_only=False)  # the trap works
     assert touched.exists()

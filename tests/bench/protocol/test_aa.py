@@ -186,7 +186,7 @@ def test_few_studies_only_describe():
     assert row.over_studies.descriptive
     assert row.over_studies.excludes_zero
     assert (row.word, row.adjusted) == ("too few seeds", None)
-    assert any("3 studies are too few to tell anyone from SGD; 6 can" in said for said in studies_words([row]))
+    assert any("3 studies are too few to tell any optimizer from SGD; 6 can" in said for said in studies_words([row]))
 
 
 def test_one_baseline_serves_all_studies():

@@ -4,7 +4,7 @@ import pytest
 
 from fallline.bench.common.spaces import Choice, Range, trials
 from fallline.bench.protocol.search import Search
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 SPACE = {"lr": Range(1e-6, 1e-5), "nesterov": Choice((True, False))}
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
+from recorded import GOOD, RACE, RUN, fill, raw
 from referee import Inline
 from stress import contents, hold
-from test_cli import call
-from test_record import GOOD, RACE, RUN, fill, raw
+from terminal import call
 
 from fallline.bench.cli.commands import show, write_report
 from fallline.bench.protocol.studies import studies

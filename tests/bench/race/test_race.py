@@ -7,7 +7,7 @@ import torch
 from referee import Inline, Referee
 
 from fallline.bench.common.seeds import derive
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.comparison import baseline
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place
@@ -16,7 +16,7 @@ from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.race.workers import local_pool
 from fallline.bench.runs.identity import fingerprint, run_key
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import get_task
 
 
@@ -113,7 +113,7 @@ def test_what_cannot_run_at_all_says_so_before_the_race(referee):
 
 
 def test_who_cannot_take_part_is_left_out_with_a_reason(store, referee):
-    with pytest.raises(RaceError, match=r"nobody is left.*matrices"):
+    with pytest.raises(RaceError, match=r"no optimizer can race on .*matrices"):
         referee.race("muon", task="bowl")
 
 

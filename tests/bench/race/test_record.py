@@ -10,33 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from recorded import FAILED, GOOD, LOST, RACE, RUN, fill, race_database, raw
 from referee import Inline
 from stress import contents, hold
 
-from fallline.bench.contenders.contender import get_contender
-from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.records import Place, Race
+from fallline.bench.protocol.records import Place
 from fallline.bench.race import store as record
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Merged, Store, complaint
 from fallline.bench.race.workers import start_method
-from fallline.bench.runs.loop import Outcome, Run
-
-RUN = Run("digits", "sgd", {"lr": 0.1}, seed=1)
-RACE = Race(
-    "race",
-    dataclasses.asdict(Design(("digits",), ("sgd",))),
-    {"left_out": {}, "contenders": {"digits": {"sgd": get_contender("sgd").describe()}}},
-    "then",
-)
-GOOD, LOST, FAILED = Outcome("finished", 3, score=0.5), Outcome("diverged", 3), Outcome("failed", 0, "out of memory")
-
-
-def raw(path, query):
-    """What plain SQLite says."""
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return db.execute(query).fetchall()
-
+from fallline.bench.runs.run import Outcome
 
 # Two coordinators
 
@@ -155,13 +138,6 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite3, "connect", small)
     with pytest.raises(ValueError, match="the disk is full"):
         Store(tmp_path / "records.sqlite")
-
-
-def race_database(path):
-    """A database with a race in it."""
-    with Store(path) as store:
-        hold(store, "sgd")
-    assert not path.with_name(f"{path.name}-wal").exists()
 
 
 def spoil(path, how):
@@ -304,16 +280,6 @@ def test_runs_without_times_and_counts_are_read(tmp_path):
 
 
 # Merging
-
-
-def fill(path, **runs):
-    """A database of a race, its runs by their keys."""
-    with Store(path) as store:
-        store.open_race(RACE)
-        for number, (key, outcome) in enumerate(runs.items()):
-            store.add(key, RUN, outcome)
-            store.enter("race", Place("digits", "sgd", "trial", number), key)
-    return path
 
 
 def test_a_merge_takes_in_what_is_new_and_says_how_much(tmp_path):

@@ -11,7 +11,7 @@ from fallline.bench.protocol.studies import studies
 from fallline.bench.protocol.verdict import SETTLED
 from fallline.bench.race.coordinator import undecided
 from fallline.bench.race.results import results
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 OPTIMIZERS = ("sgd", "adamw", "sgd#2", "koala-m")
 SEEDS = 4

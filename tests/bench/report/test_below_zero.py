@@ -20,7 +20,7 @@ from fallline.bench.report.export import export
 from fallline.bench.report.figures import sensitivity
 from fallline.bench.report.page import write_page
 from fallline.bench.report.words import summary
-from fallline.bench.runs.loop import RUNAWAY, Outcome, divergence, runaway
+from fallline.bench.runs.run import RUNAWAY, Outcome, divergence, runaway
 from fallline.bench.tasks import Task
 
 

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from test_report import spaced, stage
+from staged import spaced, stage
 
 from fallline.bench.protocol.comparison import Alarm
 from fallline.bench.race.store import Store

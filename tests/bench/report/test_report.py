@@ -1,25 +1,22 @@
 """The page: its numbers are the records', it needs nothing but itself, and what has changed is said."""
 
 import dataclasses
-import html.parser
-import itertools
 import json
 import math
 import re
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+from browser import Reader
 from referee import Inline, Referee
+from staged import spaced, stage
 
 from fallline.bench.common.numbers import TENTHS, difference, duration, number, size
-from fallline.bench.contenders.contender import CONTENDERS, get_contender
+from fallline.bench.contenders import CONTENDERS
 from fallline.bench.protocol.analysis import TAUS
 from fallline.bench.protocol.changes import changes
 from fallline.bench.protocol.comparison import Alarm
-from fallline.bench.protocol.design import Design
-from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.report import figures
@@ -27,136 +24,7 @@ from fallline.bench.report import page as report
 from fallline.bench.report.looks import COLOURS, DARK, EITHER, LIGHT, SPARE_COLOURS, coloured, lines, palette
 from fallline.bench.report.series import AXES
 from fallline.bench.report.tables import SIGNS
-from fallline.bench.runs.loop import Outcome, Run
-
-
-class Reader(html.parser.HTMLParser):
-    """Collects a page's elements, and the cells of its tables."""
-
-    def __init__(self, page):
-        super().__init__()
-        self.elements, self.cells, self.scripts = [], {}, []
-        self.row = self.script = None
-        self.table = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.elements.append((tag, attributes))
-        if tag == "table":
-            self.table = attributes["id"]
-        elif tag == "tr":
-            self.row = []
-            self.cells.setdefault(self.table, []).append(self.row)
-        elif tag in ("td", "th"):
-            self.row.append("")
-        elif tag == "script":
-            self.scripts.append("")
-            self.script = True
-
-    def handle_endtag(self, tag):
-        if tag == "script":
-            self.script = None
-        elif tag in ("table", "tr"):
-            self.row = None
-
-    def handle_data(self, data):
-        if self.script:
-            self.scripts[-1] += data
-        elif self.row:
-            self.row[-1] = " ".join(f"{self.row[-1]} {data}".split())
-
-    def rows(self, table):
-        """The rows by their first cell; those of alarms, which have one cell, apart."""
-        return {row[0]: row for row in self.cells[table][1:] if len(row) > 1}
-
-
-def browse(page, profile):
-    """The page after its scripts have run, as text, and what the browser's console said.
-
-    The window is taller than any page: figures are drawn as they come into sight.
-    """
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom"]
-    flags += [f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--enable-logging=stderr"]
-    flags += ["--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1366,16000"]
-    done = subprocess.run(["chromium", *flags, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-def stage(
-    store,
-    losses,
-    *,
-    name="staged",
-    tasks=("hill",),
-    held_out=True,
-    environment=None,
-    settings=None,
-    about=None,
-    **asked,
-):
-    """A race that nobody ran: everyone's final losses by seed on every task; None is a seed that was lost.
-
-    Four trials each: the first is the best, and the last diverged. `settings` are further ones of everyone's, by name;
-    `about` changes what is said of all; `asked` goes into the design.
-    """
-    seeds = len(next(iter(losses.values())))
-    design = Design(tasks=tasks, optimizers=tuple(losses), trials=4, finalists=1, seeds=seeds, **asked)
-    described = {n: {**get_contender(n).describe(), "extended": {}, "excuse": "", **(about or {})} for n in losses}
-    task = {"summary": "a hill", "steps": 100, "held_out": held_out, "floor": None, "reference": None}
-    setting = {
-        "command": f"fallline race {' '.join(tasks)}",
-        "environment": environment or {"torch": "2.13.0"},
-        "left_out": {},
-        "tasks": {one: {**task, "floor_name": "", "equivalence": None} for one in tasks},
-        "contenders": dict.fromkeys(tasks, described),
-    }
-    race = Race(name, dataclasses.asdict(design), setting, "2026-01-02T03:04:05")
-    store.open_race(race)
-    for task, (optimizer, finals) in itertools.product(tasks, losses.items()):
-        best = {"lr": 0.01, **(settings or {}).get(optimizer, {})}
-        middle = np.mean([one for one in finals if one is not None] or [1.0])
-        scores = {0.01: middle, 0.003: middle + 0.1, 0.001: middle + 0.2, 0.9: None}
-        runs = {
-            "trial": [({**best, "lr": rate}, score) for rate, score in scores.items()],
-            "seed": [(best, final) for final in finals],
-            "default": [({}, final) for final in finals],
-        }
-        kinds = ("trial", "seed") if "tuned" in design.tracks else ()
-        for kind in (*kinds, "default") if "defaults" in design.tracks else kinds:
-            for i, (point, final) in enumerate(runs[kind]):
-                entry = Place(task, optimizer, kind, i)
-                key = " ".join(map(str, (name, *dataclasses.astuple(entry))))
-                store.add(key, Run(task, optimizer, point, i), outcome(final, i, held_out))
-                store.enter(race.id, entry, key)
-    return results(store, race)
-
-
-def outcome(final, lateness, held_out=True):
-    """A run from a loss of 2 down to `final` at its 100th step; by the clock, the later the slower."""
-    if final is None:
-        return Outcome("diverged", 7, "the training loss is not finite")
-    steps = [5.0 * i for i in range(21)]
-    values = [final + (2 - final) * (1 - step / 100) ** 3 for step in steps]
-    curve = {"step": steps, "gradient evaluations": steps, "train loss": [None, *values[1:]]}
-    seconds = [step / 100 * (1 + lateness / 10) for step in steps]
-    return Outcome(
-        "finished",
-        100,
-        score=final,
-        result={"loss": final, "accuracy": 0.9} if held_out else {"loss": final},
-        curve=curve | ({"validation loss": values} if held_out else {}),
-        times={"cpu seconds": seconds, "wall seconds": [2 * one for one in seconds]},
-        gradient_evaluations=100,
-        cpu_seconds=seconds[-1],
-        wall_seconds=2 * seconds[-1],
-        state_bytes=1234,
-    )
-
-
-def spaced(mean, count=8):
-    """So many losses around a mean, 0.001 apart."""
-    return [mean + 0.001 * (i - (count - 1) / 2) for i in range(count)]
+from fallline.bench.report.words import changes_words
 
 
 @pytest.fixture(scope="module")
@@ -592,7 +460,7 @@ def test_a_change_on_other_seeds_is_of_means_and_has_no_verdict(store):
     spread = np.std(spaced(0.5)) * math.sqrt(2 / 8)  # of the difference of two means
     assert koala.difference.high - koala.difference.low == pytest.approx(2 * 1.96 * spread, rel=0.15)
     assert sgd.difference.low < 0 < sgd.difference.high
-    assert told.words == [
+    assert changes_words(told) == [
         "hill: KOALA-M ended at lower losses, on other seeds.",
         "hill: SGD ended at about the same losses, on other seeds.",
     ]
@@ -602,7 +470,7 @@ def test_a_change_on_other_seeds_is_of_means_and_has_no_verdict(store):
 def test_who_came_and_who_went_is_said(store):
     then = stage(store, {"sgd": spaced(0.5), "adamw": spaced(0.45)}, name="then", tasks=("hill", "dale"))
     now = stage(store, {"sgd": [None] * 8, "koala-m": spaced(0.4)}, tasks=("hill", "glen"))
-    words = changes(now, then).words
+    words = changes_words(changes(now, then))
     assert "hill: KOALA-M took part for the first time." in words
     assert "hill: AdamW took part before, and no longer." in words
     assert "hill: SGD became worse." in words

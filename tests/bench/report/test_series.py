@@ -10,7 +10,7 @@ import pytest
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.search import Search
 from fallline.bench.report import figures, prints, series
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 
 def test_seconds_are_interpolated_and_a_seed_that_is_over_keeps_its_last_loss():

@@ -8,11 +8,12 @@ import torch
 from referee import Inline
 from stress import Interrupted, Noisy, hold, numbers
 
-from fallline.bench.contenders.contender import CONTENDERS, get_contender
+from fallline.bench.contenders import CONTENDERS, get_contender
 from fallline.bench.race.store import Store
 from fallline.bench.runs import checkpoint as module
 from fallline.bench.runs.checkpoint import Checkpoint, Unsaved, load
-from fallline.bench.runs.loop import Run, train
+from fallline.bench.runs.loop import train
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks import get_task
 
 OTHERS = {"radam": {"lr": 0.02}, "lbfgs": {"lr": 0.1, "max_iter": 3}, "stress:Wide": {"lr": 0.3}}
@@ -114,7 +115,7 @@ def test_a_damaged_checkpoint_costs_its_run_the_time_and_nothing_else(damage, ch
     elif damage == "emptied":
         path.write_bytes(b"")
     elif damage == "flipped":  # one bit of a weight
-        weight = load(checkpoint, dataclasses.asdict(run))["model"]["0.weight"].numpy().tobytes()
+        weight = load(checkpoint.path)["model"]["0.weight"].numpy().tobytes()
         spot = sound.index(weight) + 5
         path.write_bytes(sound[:spot] + bytes([sound[spot] ^ 1]) + sound[spot + 1 :])
     elif damage == "garbage":
@@ -134,7 +135,7 @@ def test_what_does_not_fit_leaves_nothing_half_restored(part, checkpoint):
     run = middle("adamw")
     undisturbed = numbers(train(run))
     interrupted(run, checkpoint, after=33)
-    saved = load(checkpoint, dataclasses.asdict(run))
+    saved = load(checkpoint.path)
     saved[part] = {
         "model": {**saved["model"], "4.weight": torch.zeros(7, 7)},
         "optimizer": {**saved["optimizer"], "param_groups": []},
@@ -148,7 +149,7 @@ def test_a_checkpoint_that_can_be_neither_used_nor_removed_is_left_alone(checkpo
     run = middle("sgd")
     undisturbed = numbers(train(run))
     interrupted(run, checkpoint, after=33)
-    monkeypatch.setattr("fallline.bench.runs.loop.restore", lambda *args, **more: False)
+    monkeypatch.setattr("fallline.bench.runs.loop.restore", refuse(ValueError("not of this model")))
     monkeypatch.setattr(type(checkpoint.path), "unlink", refuse(PermissionError(1, "no")))
     assert resumed(run, checkpoint) == (undisturbed, 40)
 
@@ -167,8 +168,8 @@ def test_a_full_disk_does_not_end_a_run(error, checkpoint, monkeypatch):
     run = middle("sgd")
     undisturbed = numbers(train(run))
 
-    def half(state, path):
-        path.write_bytes(b"half of it")
+    def half(state, file):
+        file.write(b"half of it")
         raise error
 
     monkeypatch.setattr(module.torch, "save", half)
@@ -198,9 +199,9 @@ def test_between_two_checkpoints_there_are_seconds(checkpoint, monkeypatch):
     monkeypatch.setattr("fallline.bench.runs.loop.save", lambda *args, **more: saves.append(1))
     run = middle("sgd")
     train(run, checkpoint)
-    assert len(saves) == 7  # of 8 measurements: at the last one the run is over
+    assert len(saves) == 39  # of 40 steps: after the last one the run is over
     train(run, dataclasses.replace(checkpoint, every=3600.0))
-    assert len(saves) == 7
+    assert len(saves) == 39
 
 
 def test_a_test_loss_that_is_no_number_is_divergence(monkeypatch):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.race.coordinator import rundown
 from fallline.bench.runs import identity
 from fallline.bench.runs.identity import checksum, digest, fingerprint, run_key, sources
-from fallline.bench.runs.loop import Run
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks import Task, _file, get_task
 
 TASK = """

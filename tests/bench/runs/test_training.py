@@ -13,14 +13,13 @@ from typer.testing import CliRunner
 
 import fallline
 from fallline.bench.cli.train import train as train_command
-from fallline.bench.contenders.contender import get_contender
-from fallline.bench.runs.loop import Run, lr_factor
+from fallline.bench.contenders import lr_factor
+from fallline.bench.runs.checkpoint import load
+from fallline.bench.runs.loggers import open_logs
 from fallline.bench.runs.loop import train as race_loop
-from fallline.bench.runs.training import readings
-from fallline.bench.runs.training.logs import open_logs
-from fallline.bench.runs.training.plan import factor
-from fallline.bench.runs.training.processes import Processes, blocks, launch
-from fallline.bench.runs.training.saving import load
+from fallline.bench.runs.processes import Processes, blocks, launch
+from fallline.bench.runs.readings import readings
+from fallline.bench.runs.run import Run
 
 TASK = "training_worker:Dropping"
 
@@ -238,13 +237,11 @@ def test_precision_layout_and_clipping_are_what_was_asked_for():
 
 def test_a_warm_up_rises_in_a_line_and_leaves_the_schedules_as_they_are():
     for schedule in ("cosine", "linear"):
-        contender = get_contender(f"sgd@{schedule}")
-        given, own = ([factor(contender, w, i, 200) for i in range(1, 201)] for w in (0.05, None))
+        given, own = ([lr_factor(schedule, i, 200, warm_up=w) for i in range(1, 201)] for w in (0.05, None))
         assert given == own == [lr_factor(schedule, i, 200) for i in range(1, 201)]
-        assert factor(contender, 0.0, 1, 200) > 0.99
+        assert lr_factor(schedule, 1, 200, warm_up=0.0) > 0.99
     for schedule in ("step", "constant"):
-        contender = get_contender(f"sgd@{schedule}")
-        rates = [factor(contender, 0.1, i, 200) for i in range(1, 201)]
+        rates = [lr_factor(schedule, i, 200, warm_up=0.1) for i in range(1, 201)]
         assert rates[:20] == pytest.approx([i / 20 for i in range(1, 21)])
         assert rates[20:] == [lr_factor(schedule, i, 200) for i in range(21, 201)]
 

@@ -19,7 +19,8 @@ from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.runs.identity import _take_in
-from fallline.bench.runs.loop import Outcome, Run, record, to_device, train
+from fallline.bench.runs.loop import to_device, train
+from fallline.bench.runs.run import Outcome, Run, record
 from fallline.bench.tasks import check, get_task
 from fallline.bench.tasks._task import _share
 

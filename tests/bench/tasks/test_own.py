@@ -15,7 +15,8 @@ import torch
 
 from fallline.bench.cli.new import new_task
 from fallline.bench.common.spaces import Choice, Range, read_spaces, trials
-from fallline.bench.runs.loop import Run, train
+from fallline.bench.runs.loop import train
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks import TASKS, Task, check, get_task
 from fallline.bench.tasks.digits import Digits
 

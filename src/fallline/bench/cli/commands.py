@@ -24,7 +24,7 @@ from fallline.bench.cli.terminal import DATABASE, checked_device, console, reada
 from fallline.bench.cli.train import train
 from fallline.bench.common.names import unknown
 from fallline.bench.common.spaces import as_plain, read_spaces
-from fallline.bench.contenders.contender import CONTENDERS, TEAM, get_contender, spelled, under_schedules
+from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, spelled, under_schedules
 from fallline.bench.protocol.aa import aa_results
 from fallline.bench.protocol.analysis import Results
 from fallline.bench.protocol.design import TRACKS, Design

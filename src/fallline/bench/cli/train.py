@@ -1,21 +1,24 @@
 """`fallline train`."""
 
+import contextlib
+import dataclasses
+import inspect
 import math
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import torch
 import typer
 
 from fallline.bench.check.subject import parse_settings
 from fallline.bench.cli.terminal import checked_device
-from fallline.bench.contenders.contender import Drops, spelled
-from fallline.bench.runs.training.logs import checked
-from fallline.bench.runs.training.plan import Plan, contender_of, default_out, task_of
-from fallline.bench.runs.training.processes import launch, started_by_others
-from fallline.bench.runs.training.run import run
+from fallline.bench.cli.training import run
+from fallline.bench.contenders import Drops, parse_drops, spelled
+from fallline.bench.runs.loggers import checked
+from fallline.bench.runs.plan import Plan, contender_of, default_out, task_of
+from fallline.bench.runs.processes import launch, started_by_others
 from fallline.bench.tasks import Schedule, make_sure
 
 
@@ -38,6 +41,29 @@ class Schedules(StrEnum):
 assert set(Schedules) == set(get_args(Schedule))
 
 
+KINDS: dict[str, Any] = {
+    "schedule": Schedules | None,
+    "drops": str | None,
+    "data": Path | None,
+    "device": str | None,
+    "dtype": Dtype,
+    "out": Path | None,
+}
+"""Types of the options that are typed in another form than the plan has them."""
+
+
+def options() -> dict[str, tuple[Any, Any]]:
+    """By the names of the plan's fields: the annotation from which typer makes an option, and the default."""
+    kinds, found = get_type_hints(Plan), {}
+    for one in dataclasses.fields(Plan):
+        if "help" in one.metadata:
+            how = dict(one.metadata)
+            kind, flag = KINDS.get(one.name, kinds[one.name]), how.pop("flag") or "--" + one.name.replace("_", "-")
+            default = None if kind in (str | None, Path | None) else Dtype.float32 if kind is Dtype else one.default
+            found[one.name] = (Annotated[kind, typer.Option(flag, **how)], default)
+    return found
+
+
 def train(
     task: Annotated[
         str,
@@ -47,73 +73,17 @@ def train(
             "package.module:Class.",
         ),
     ],
-    optim: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="A name of [b]fallline list[/b], any of torch.optim, package.module:Class.",
-        ),
-    ] = "koala-m",
     lr: Annotated[float | None, typer.Option(help="Learning rate.", show_default="the optimizer's")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Weight decay.", show_default="the optimizer's")] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of the optimizer; may come again."),
     ] = None,
-    epochs: Annotated[
-        float | None, typer.Option(help="How long; a fraction will do.", show_default="the task's")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="How long, instead of --epochs.", show_default="the task's")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples in a batch, over all processes.", show_default="the task's")
-    ] = None,
-    schedule: Annotated[
-        Schedules | None, typer.Option(help="How the learning rate runs down.", show_default="the optimizer's")
-    ] = None,
-    drops: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FACTOR,SHARE,...", help="Of --schedule step: 0.1,0.5,0.75 is a tenth after 50 % and after 75 %."
-        ),
-    ] = None,
-    warm_up: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, metavar="SHARE", help="Of the run, with rising rates.", show_default="the schedule's"
-        ),
-    ] = None,
-    clip: Annotated[float | None, typer.Option(metavar="NORM", help="Clip gradients to this norm.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, data order and dropout.")] = 0,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the data sets are, as FALLLINE_DATA.")] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="cpu|cuda", help="Where to train.", show_default="cuda if there is one")
-    ] = None,
-    num_gpus: Annotated[
-        int, typer.Option(min=1, help="So many processes on this machine, each with a GPU of its own; on the CPU too.")
-    ] = 1,
-    fsdp: Annotated[bool, typer.Option("--fsdp", help="Several processes shard the model (FSDP2); else DDP.")] = False,
-    dtype: Annotated[Dtype, typer.Option(help="Of weights, gradients and activations.")] = Dtype.float32,
-    amp: Annotated[bool, typer.Option("--amp", help="Forward passes under bfloat16 autocast.")] = False,
-    channels_last: Annotated[bool, typer.Option("--channels-last", help="Images and filters as NHWC.")] = False,
-    compile_: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
     fused: Annotated[bool, typer.Option("--fused", help="The optimizer's fused=True.")] = False,
     stochastic_rounding: Annotated[
         bool, typer.Option("--stochastic-rounding", help="The optimizer's stochastic_rounding=True, for bfloat16.")
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where all goes.", show_default="in runs/train")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
-    save_every: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Between two checkpoints.")
-    ] = Plan.save_every,
-    log: Annotated[
-        str, typer.Option(metavar="A,B", help="Write losses and readings to jsonl, tensorboard, wandb, trackio.")
-    ] = "",
-    log_every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Between two looks at them.")] = Plan.log_every,
-    test: Annotated[bool, typer.Option("--test/--no-test", help="Look at the test set, once, at the end.")] = True,
+    **given: Any,
 ) -> None:
     """Train once: any task with any optimizer, on one process or on many.
 
@@ -129,43 +99,32 @@ def train(
 
     torchrun --nproc-per-node 4 -m fallline train cifar10-resnet18 --fsdp
     """
+    data, optim, out = given["data"], given["optimizer"], given["out"]
     if data is not None:
         os.environ["FALLLINE_DATA"] = str(data.expanduser().resolve())
-    torchrun = started_by_others()
-    if torchrun and num_gpus > 1:
+    torchrun, processes = started_by_others(), given["processes"]
+    if torchrun and processes > 1:
         raise typer.BadParameter("torchrun has started the processes already.", param_hint="--num-gpus")
-    if fsdp and not torchrun and num_gpus == 1:
+    if given["fsdp"] and not torchrun and processes == 1:
         raise typer.BadParameter("several processes shard a model: --num-gpus N, or torchrun.", param_hint="--fsdp")
-    if clip is not None and not 0 < clip < math.inf:
-        raise typer.BadParameter(f"a norm is positive and finite, got {clip:g}.", param_hint="--clip")
+    if given["clip"] is not None and not 0 < given["clip"] < math.inf:
+        raise typer.BadParameter(f"a norm is positive and finite, got {given['clip']:g}.", param_hint="--clip")
     try:
+        chosen = {
+            "optimizer": spelled(optim),
+            "schedule": None if given["schedule"] is None else given["schedule"].value,
+            "drops": chosen_drops(given["drops"], given["schedule"], optim),
+            "device": chosen_device(given["device"], processes),
+            "dtype": given["dtype"].value,
+            "processes": int(os.environ["WORLD_SIZE"]) if torchrun else processes,
+            "data": None if data is None else str(data),
+            "out": out or default_out(task, optim, given["seed"]),
+        }
         plan = Plan(
             task=Path(task).as_posix() if ".py" in task else task,
-            optimizer=spelled(optim),
             settings=chosen_settings(lr, weight_decay, settings or [], fused, stochastic_rounding),
-            seed=seed,
-            epochs=epochs,
-            steps=steps,
-            batch_size=batch_size,
-            schedule=None if schedule is None else schedule.value,
-            drops=chosen_drops(drops, schedule, optim),
-            warm_up=warm_up,
-            clip=clip,
-            device=chosen_device(device, num_gpus),
-            dtype=dtype.value,
-            amp=amp,
-            channels_last=channels_last,
-            compile=compile_,
-            processes=int(os.environ["WORLD_SIZE"]) if torchrun else num_gpus,
-            fsdp=fsdp,
-            data=None if data is None else str(data),
-            out=out or default_out(task, optim, seed),
-            resume=resume,
-            save_every=save_every,
-            log=log,
-            log_every=log_every,
-            test=test,
             torchrun=torchrun,
+            **{**given, **chosen},
         )
         checked_plan(plan)
     except typer.BadParameter:
@@ -173,11 +132,26 @@ def train(
             raise typer.Exit(2) from None  # the first process says it
         raise
     try:
-        code = launch(run, (plan,), num_gpus) if num_gpus > 1 else run(plan)
+        code = launch(run, (plan,), processes) if processes > 1 else run(plan)
     except KeyboardInterrupt:  # the second
         code = 130
     if code:
         raise typer.Exit(code)
+
+
+def _declare() -> None:
+    """Give the command the plan's options, which help lists in the order of its fields."""
+    own = inspect.signature(train).parameters
+    last = ["fused", "stochastic_rounding"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    more = {name: inspect.Parameter(name, keyword, default=of[1], annotation=of[0]) for name, of in options().items()}
+    first = [own["task"], more.pop("optimizer"), own["lr"], own["weight_decay"], own["settings"]]
+    order = [one.replace(kind=keyword) for one in (*first, *more.values(), *(own[name] for name in last))]
+    train.__signature__ = inspect.Signature(order)  # type: ignore[attr-defined]
+    train.__annotations__ = {one.name: one.annotation for one in order}
+
+
+_declare()
 
 
 def chosen_settings(
@@ -203,13 +177,11 @@ def chosen_drops(written: str | None, schedule: Schedules | None, optim: str) ->
         return None
     if schedule is not Schedules.step and not (schedule is None and "@step" in optim):
         raise typer.BadParameter("drops belong to --schedule step.", param_hint="--drops")
-    try:
-        factor, *shares = (float(one) for one in written.split(","))
-    except ValueError:
-        factor, shares = 0.0, []
-    if not (0 < factor < 1 and shares and all(0 < share < 1 for share in shares)):
-        raise typer.BadParameter("a factor and shares, all between 0 and 1: 0.1,0.5,0.75", param_hint="--drops")
-    return factor, tuple(shares)
+    with contextlib.suppress(ValueError):
+        drops = parse_drops(written)
+        if drops[0] < 1:
+            return drops
+    raise typer.BadParameter("a factor and shares, all between 0 and 1: 0.1,0.5,0.75", param_hint="--drops")
 
 
 def chosen_device(name: str | None, num_gpus: int) -> str:
@@ -228,7 +200,7 @@ def checked_plan(plan: Plan) -> None:
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="TASK") from error
     try:
-        contender_of(plan, task)
+        contender_of(plan, task).check(plan.settings)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--optim") from error
     try:

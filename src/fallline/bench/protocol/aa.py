@@ -1,8 +1,8 @@
 """A method raced against itself: what a verdict is worth when there is nothing to find.
 
 Twins (`sgd`, `sgd#2`) are one method under two names, and each searches for itself. Whatever a race says of them, it
-would say of two methods that are equally good. Seeds tell how sure the difference is between two sets of settings; how
-lucky the searches were that found these settings, they cannot tell. Here it can be seen.
+would say of two methods that are equally good. Seeds show how sure the difference is between two sets of settings.
+They cannot show how lucky the searches were that found these settings; twins can.
 """
 
 import statistics
@@ -24,10 +24,10 @@ class Duel:
     """One race of twins on one task."""
 
     seed: int
-    """Of the race."""
+    """The seed of the race."""
 
     word: Word | None
-    """What was said of the second twin; None if one of them has no finished seed."""
+    """The verdict on the second twin; None if one of them has no finished seed."""
 
     p: float | None
     difference: float | None
@@ -40,7 +40,7 @@ class Duel:
     """The equivalence margin of the comparison."""
 
     settings: tuple[Mapping[str, Setting] | None, Mapping[str, Setting] | None]
-    """What the two searches found."""
+    """The settings that the two searches found."""
 
     wall: float | None
     """The second's wall time a gradient evaluation as a multiple of the first's, which does the same work."""
@@ -55,7 +55,7 @@ class Duel:
 
 @dataclass(frozen=True)
 class AA:
-    """What came of all races of twins on one task."""
+    """The races of twins on one task."""
 
     task: str
     label: str
@@ -72,7 +72,7 @@ class AA:
 
     @property
     def words(self) -> dict[Word, int]:
-        """How often each word was said."""
+        """The number of verdicts of each word."""
         counts = Counter(duel.word for duel in self.judged)
         return {word: counts[word] for word in WORDS}
 
@@ -82,17 +82,17 @@ class AA:
 
     @property
     def trifles(self) -> int:
-        """How many of the claimed differences are within the equivalence margin."""
+        """The number of claimed differences that lie within the equivalence margin."""
         return sum(one.called and abs(one.difference or 0.0) <= one.margin for one in self.judged)
 
     @property
     def searches(self) -> float | None:
-        """How far two searches are apart: the root mean square of the differences, whose true mean is zero."""
+        """The distance of two searches: the root mean square of the differences, whose true mean is zero."""
         return root_mean_square(duel.difference for duel in self.duels)
 
     @property
     def seeds(self) -> float | None:
-        """How far apart they would be by the luck of the seeds alone: the root mean square of the standard errors."""
+        """The distance that the luck of the seeds alone explains: the root mean square of the standard errors."""
         return root_mean_square(duel.error for duel in self.duels)
 
     @property
@@ -104,7 +104,7 @@ class AA:
 
     @property
     def walls(self) -> float | None:
-        """How far apart the wall times of the same work are in all but one of twenty races, as a share."""
+        """The share by which wall times of the same work differ, in all but one of twenty races."""
         apart = [max(duel.wall, 1 / duel.wall) - 1 for duel in self.duels if duel.wall]
         return float(np.quantile(apart, 1 - ALPHA, method="higher")) if apart else None
 
@@ -115,7 +115,7 @@ class AA:
 
 
 def aa_results(found: Sequence[Results]) -> list[AA]:
-    """What races of twins say, task by task.
+    """Summarise races of twins, task by task.
 
     Args:
         found: races of one design under different race seeds, with two entries: the baseline and its twin.
@@ -125,28 +125,28 @@ def aa_results(found: Sequence[Results]) -> list[AA]:
     """
     first = found[0]
     if "tuned" not in first.design.tracks:
-        raise ValueError("twins with shipped settings make the very same runs; race them on the track tuned")
-    told = []
+        raise ValueError("twins with default settings make the very same runs; race them on the track tuned")
+    summaries = []
     for task in first.design.tasks:
         parts = [held.part(task) for held in found]
         duels = tuple(duel(held.design.seed, part) for held, part in zip(found, parts, strict=True))
         scale = next((part.scale for part in parts if part.scale), None)
         label = parts[0].get(first.design.optimizers[0]).label
-        told.append(AA(task, label, parts[0].loss_name, scale, duels))
-    return told
+        summaries.append(AA(task, label, parts[0].loss_name, scale, duels))
+    return summaries
 
 
 def duel(seed: int, part: Comparison) -> Duel:
-    """What one race says of twins on one task."""
+    """Summarise one race of twins on one task."""
     twins = sorted(part.entries, key=lambda entry: entry is not part.baseline)
     one, other = twins
-    said = other.verdict
+    verdict = other.verdict
     differences = [later - first for later, first in other.paired(one)]
     walls, cpus = ([twin.seconds(clock) for twin in twins] for clock in ("wall", "cpu"))
     return Duel(
         seed=seed,
-        word=said.word if said and part.baseline else None,
-        p=said.p if said else None,
+        word=verdict.word if verdict and part.baseline else None,
+        p=verdict.p if verdict else None,
         difference=statistics.fmean(differences) if differences else None,
         error=standard_error(differences),
         margin=part.margin,

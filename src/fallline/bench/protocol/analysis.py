@@ -21,7 +21,7 @@ from fallline.bench.protocol.stats import (
     stratified_interval,
 )
 from fallline.bench.protocol.verdict import matrix
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 LEVELS = (0.5, 0.8, 0.95, 1.0)
 """Targets, as shares of the way from the initial loss to the baseline's final one."""
@@ -36,7 +36,7 @@ STEADY = 0.1
 
 @dataclass
 class Aggregate:
-    """What several tasks say together, of those who raced on all of them."""
+    """The summary over several tasks, of those who raced on all of them."""
 
     track: str
     tasks: list[str]
@@ -150,7 +150,7 @@ def _measure_time(part: Comparison) -> None:
 
 
 def alarms(design: Design, part: Comparison, entry: ContenderResult) -> list[Alarm]:
-    """What weakens a claim about an entry: mostly, that its search may have missed its best settings."""
+    """List what weakens a claim about an entry: mostly, that its search may have missed its best settings."""
     found = []
     if entry.lost_seeds:
         found.append(Alarm("lost", f"{entry.lost_seeds} of {len(entry.seeds)} confirming seeds failed"))
@@ -196,7 +196,7 @@ def _lonely(part: Comparison, entry: ContenderResult) -> bool:
 
 
 def over_tasks(parts: list[Comparison]) -> Aggregate | None:
-    """What the tasks of one track say together; None of one task alone, or without a baseline on each."""
+    """Summarise the tasks of one track; None for one task alone, or without a baseline on each."""
     if len(parts) < 2 or any(part.baseline is None for part in parts):
         return None
     everywhere = [e.name for e in parts[0].entries if all(_ran(part, e.name) for part in parts)]

@@ -1,20 +1,18 @@
-"""What is otherwise than in an earlier race: for a report against another database."""
+"""Differences from an earlier race: for a report against another database."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fallline.bench.common.numbers import listed
 from fallline.bench.protocol.analysis import Results
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import Design, title
 from fallline.bench.protocol.stats import Interval, stratified_interval
-from fallline.bench.protocol.verdict import Pairs, Verdict, Word, judge
+from fallline.bench.protocol.verdict import Pairs, Verdict, judge
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one optimizer since an earlier race, on one part."""
+    """What became of one optimizer since an earlier race, in one comparison."""
 
     name: str
     label: str
@@ -26,10 +24,10 @@ class Change:
     """Whether seeds of the same number began alike in both races."""
 
     verdict: Verdict | None
-    """Now against then, of pairs."""
+    """The verdict on now against then, where seeds are paired."""
 
     difference: Interval | None
-    """The loss now minus the loss then."""
+    """The loss now minus the loss then, with its interval."""
 
     same: bool
     """Whether every seed ended at the very same loss."""
@@ -44,8 +42,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class PartChange:
-    """One part beside the same part of an earlier race."""
+class ComparisonChange:
+    """One comparison beside the same one of an earlier race."""
 
     title: str
     then: Comparison | None
@@ -58,16 +56,16 @@ class Changes:
     """A race beside an earlier one."""
 
     before: Results
-    parts: list[PartChange]
+    parts: list[ComparisonChange]
     design: list[tuple[str, Any, Any]]
     """(field, then, now) of what was asked for otherwise."""
 
     environment: list[tuple[str, str, str]]
-    words: list[str]
+    """(name, then, now) of what the machine has otherwise."""
 
 
 def changes(results: Results, before: Results) -> Changes:
-    """What is otherwise than in an earlier race."""
+    """Set a race beside an earlier one."""
     then = {(part.task, part.track): part for part in before.parts}
     now = {(part.task, part.track): part for part in results.parts}
     tracks = {*results.design.tracks, *before.design.tracks}
@@ -75,13 +73,13 @@ def changes(results: Results, before: Results) -> Changes:
     for place in {**now, **then}:
         mine, theirs = now.get(place), then.get(place)
         paired = results.design.seed == before.design.seed
-        entries = compare(mine, theirs, paired) if mine and theirs else []
-        parts.append(PartChange(title(*place, tracks), theirs, mine, entries))
+        entries = changed(mine, theirs, paired) if mine and theirs else []
+        parts.append(ComparisonChange(title(*place, tracks), theirs, mine, entries))
     asked = [(name.replace("_", " "), old, new) for name, old, new in _differing(before.design, results.design)]
     environments = [race.setting.get("environment", {}) for race in (before.race, results.race)]
     names = dict.fromkeys(name for one in environments for name in one)
     seen = [(name, *(str(one.get(name, "–")) for one in environments)) for name in names]
-    return Changes(before, parts, asked, [row for row in seen if row[1] != row[2]], in_words(parts))
+    return Changes(before, parts, asked, [row for row in seen if row[1] != row[2]])
 
 
 def _differing(then: Design, now: Design) -> list[tuple[str, Any, Any]]:
@@ -97,11 +95,11 @@ def _differing(then: Design, now: Design) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def compare(now: Comparison, then: Comparison, paired: bool) -> list[Change]:
+def changed(now: Comparison, then: Comparison, paired: bool) -> list[Change]:
     """Everyone now beside themselves then: seed by seed where the seeds are the same, else mean against mean.
 
     Args:
-        now: the later race's part.
+        now: the later race's comparison.
         then: the earlier one's, of the same task and track.
         paired: whether seeds of the same number stand for the same weights and batches.
     """
@@ -131,44 +129,3 @@ def unpaired(new: ContenderResult | None, old: ContenderResult | None) -> Interv
     if len(samples) < 2 or not all(samples):
         return None
     return stratified_interval(samples, lambda both: both[0].mean(-1) - both[1].mean(-1))
-
-
-def in_words(parts: Sequence[PartChange]) -> list[str]:
-    """What changed, in sentences."""
-    said = []
-    for part in parts:
-        if part.now is None or part.then is None:
-            said.append(f"{part.title} {'is new' if part.then is None else 'was raced before, and is no longer'}.")
-            continue
-        for became in dict.fromkeys(_became(one) for one in sorted(part.entries, key=_urgency)):
-            who = listed([one.label for one in part.entries if _became(one) == became])
-            said.append(f"{part.title}: {who} {became}.")
-    return said
-
-
-def _urgency(change: Change) -> int:
-    """Who became worse comes first."""
-    order: tuple[Word, ...] = ("worse", "better", "practically equal", "no evidence", "too few seeds")
-    return order.index(change.verdict.word) if change.verdict else len(order)
-
-
-def _became(change: Change) -> str:
-    if change.old is None:
-        return "took part for the first time"
-    if change.new is None:
-        return "took part before, and no longer"
-    if change.same:
-        return "ended at the very same losses"
-    if change.verdict:
-        return {
-            "better": "became better",
-            "worse": "became worse",
-            "practically equal": "stayed practically equal",
-            "no evidence": "changed, without evidence of a difference",
-            "too few seeds": "changed, on too few seeds for a verdict",
-        }[change.verdict.word]
-    if change.difference is None:
-        return "cannot be compared: no seed finished in one of the races"
-    if change.difference.excludes_zero:
-        return f"ended at {'lower' if change.difference.mean < 0 else 'higher'} losses, on other seeds"
-    return "ended at about the same losses, on other seeds"

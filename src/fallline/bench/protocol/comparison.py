@@ -17,7 +17,7 @@ from fallline.bench.protocol.design import CONFIRMATION, SELECTION, TRIAL, Desig
 from fallline.bench.protocol.search import Search, Settings, standing
 from fallline.bench.protocol.stats import Interval, censored_median, interval
 from fallline.bench.protocol.verdict import Pairs, Verdict, judge
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class ContenderResult:
 
     @property
     def cpu_seconds(self) -> float:
-        """What all of its runs cost."""
+        """CPU seconds of all of its runs."""
         return sum(outcome.cpu_seconds for outcome in self.runs)
 
     def measure(self, name: str) -> Interval | None:
@@ -236,12 +236,12 @@ class Comparison:
 
     @property
     def loss_name(self) -> str:
-        """What is called the result."""
+        """The name of the result."""
         return "test loss" if self.held_out else "mean loss over the last tenth"
 
     @property
     def score_name(self) -> str:
-        """What the search minimised."""
+        """The name of what the search minimised."""
         return "validation loss" if self.held_out else "mean loss over the last tenth"
 
     def get(self, name: str) -> ContenderResult:
@@ -303,7 +303,7 @@ def _finals(entry: ContenderResult) -> list[float]:
 
 
 def baseline(asked: str | None, candidates: Iterable[tuple[str, bool, Sequence[Outcome]]]) -> str | None:
-    """The baseline: the one asked for, else the best in choice that is not ours, nor a stranger.
+    """The baseline: the one asked for, else the best by validation score that is neither ours nor a stranger.
 
     An optimizer of one's own, `package.module:Class`, is what is asked about; it is the baseline only where there is
     no other.
@@ -336,7 +336,7 @@ def way(initial: float | None, best: float | None) -> float:
     """The measure of differences of losses: the way from the initial to the best loss.
 
     A ratio of losses says nothing where they are negative or change their sign, and changes when a constant is added to
-    all of them; a share of the way does neither. Where the initial loss is unknown, or nobody came below it, it is the
+    all of them; a share of the way does neither. Where the initial loss is unknown, or no loss came below it, it is the
     size of the best loss; 0 where that is unknown.
     """
     if best is None:

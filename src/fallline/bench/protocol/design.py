@@ -42,30 +42,30 @@ EXTENSION = 0.25
 
 @dataclasses.dataclass(frozen=True)
 class Design:
-    """What is asked for. The same design on the same code and data is the same race."""
+    """The design of a race. The same design on the same code and data is the same race."""
 
     tasks: tuple[str, ...]
     optimizers: tuple[str, ...]
     tracks: tuple[str, ...] = ("tuned",)
     trials: int = 20
     finalists: int = 3
-    """How many of the trials are rerun; with 1 the best trial is confirmed as it is."""
+    """Number of best trials to rerun; with 1 the best trial is confirmed as it is."""
 
     reruns: int = 3
     """Fresh seeds for each finalist, against the luck of the best among many."""
 
     seeds: int = 10
     seed: int = 0
-    """Of the whole race: search, weights, order of the data."""
+    """The seed of the whole race: search, weights, order of the data."""
 
     baseline: str | None = None
     """The baseline to compare against; None: the best in choice that is not ours."""
 
     until_decided: bool = False
-    """More seeds for whoever has no evidence, up to four times as many."""
+    """Add seeds where there is no verdict yet, up to four times as many."""
 
     extend: bool = False
-    """The last quarter of the trials beyond an edge, where the best lies at one."""
+    """Move the last quarter of the trials beyond an edge at which the best lies."""
 
     spaces: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Changes to search spaces, by optimizer, as plain values."""
@@ -80,7 +80,7 @@ class Design:
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """At how many seeds a verdict is given."""
+        """The numbers of seeds at which a verdict is given."""
         return tuple(self.seeds * look for look in LOOKS) if self.until_decided else (self.seeds,)
 
     @property

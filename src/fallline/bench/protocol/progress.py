@@ -1,4 +1,4 @@
-"""How far a race has come: what its coordinator knows, for those who watch it."""
+"""The progress of a race, as its coordinator knows it and a display shows it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ class RaceProgress:
 
     design: Design
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By task, what `Task.describe` says of it."""
+    """The description of each task: see `Task.describe`."""
 
     results: dict[tuple[str, str], dict[str, ContenderResult]] = field(default_factory=dict)
-    """By task and track, then by optimizer."""
+    """The results by task and track, then by optimizer."""
 
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By task: who does not take part, and why."""
+    """By task, the optimizers that do not take part, and why."""
 
     reused: int = 0
     """Runs that were in the records already."""

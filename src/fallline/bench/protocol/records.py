@@ -21,7 +21,7 @@ class Place:
 
 
 class TaskAbout(TypedDict):
-    """What a report says of a task, see `Task.describe`; there may be more."""
+    """The description of a task, see `Task.describe`; there may be more."""
 
     summary: str
     steps: float
@@ -33,7 +33,7 @@ class TaskAbout(TypedDict):
 
 
 class ContenderAbout(TypedDict):
-    """What a report says of an optimizer, see `Contender.describe`; there may be more."""
+    """The description of an optimizer, see `Contender.describe`; there may be more."""
 
     label: str
     ours: bool
@@ -47,7 +47,7 @@ class ContenderAbout(TypedDict):
 
 
 class About(TypedDict):
-    """What the report needs of a race and the runs do not tell; there may be more."""
+    """The facts about a race that its report needs and its runs do not hold; there may be more."""
 
     command: NotRequired[str]
     environment: NotRequired[dict[str, str]]
@@ -62,7 +62,7 @@ class Race:
 
     id: str
     design: dict[str, Any]
-    """What was asked for: see `Design`."""
+    """The design as plain values: see `Design`."""
 
     setting: dict[str, Any]
     """Tasks, spaces, who was left out, command, machine: see `About`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from fallline.bench.common.spaces import Choice, Range, Setting, Side, Space, edge, extended, trials
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 Settings = dict[str, Setting]
 

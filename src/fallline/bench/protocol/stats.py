@@ -1,4 +1,4 @@
-"""What seeds, trials and tasks say: intervals, a paired test, and sums over tasks. Numbers in, numbers out."""
+"""Statistics of seeds, trials and tasks: intervals, a paired test, and sums over tasks. Numbers in, numbers out."""
 
 import functools
 import itertools
@@ -33,13 +33,13 @@ BAND_RESAMPLES = 2000
 
 
 def root_mean_square(values: Iterable[float | None]) -> float | None:
-    """Of those that are known; None if none is."""
+    """The root mean square of the known values; None if none is known."""
     known = [value for value in values if value is not None]
     return math.sqrt(statistics.fmean(value**2 for value in known)) if known else None
 
 
 def standard_error(differences: Sequence[float]) -> float | None:
-    """Of their mean; None of fewer than two."""
+    """The standard error of the mean; None of fewer than two numbers."""
     return statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
 
 

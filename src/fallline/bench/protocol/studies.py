@@ -1,4 +1,4 @@
-"""The same race under several race seeds: everyone searches anew, so that the luck of the search can be seen.
+"""The same race under several race seeds: everyone searches anew, which shows the luck of the search.
 
 Most of what separates two races of the same methods is not the seeds on which settings are confirmed but the search
 that found them (Bouthillier et al., 2021). The interval over studies has both in it.
@@ -26,7 +26,7 @@ from fallline.bench.protocol.verdict import Word
 
 @dataclass(frozen=True)
 class Study:
-    """What all studies say of one optimizer against the baseline on one task."""
+    """One optimizer against the baseline on one task, over all studies."""
 
     task: str
     track: str
@@ -50,7 +50,7 @@ class Study:
     """p of the sign-flip test over studies, after Holm; None where so few studies cannot reach 0.05."""
 
     words: Mapping[Word, int]
-    """In how many studies which word was said."""
+    """The number of studies that gave each word."""
 
     @property
     def place(self) -> str:
@@ -59,7 +59,7 @@ class Study:
 
     @property
     def word(self) -> Word:
-        """What the studies say together, lost ones included: a study that has no difference leaves no claim."""
+        """The verdict of all studies together; a study without a difference, as all seeds failed, leaves no claim."""
         if self.adjusted is None or self.over_studies is None:
             return "too few seeds"
         if self.adjusted > ALPHA or not self.over_studies.excludes_zero or None in self.differences:
@@ -68,14 +68,14 @@ class Study:
 
 
 def studies(found: Sequence[Results]) -> list[Study]:
-    """What the same race under several race seeds says of everyone against one baseline, for all tasks and tracks.
+    """Compare everyone with one baseline over the same race under several race seeds, for all tasks and tracks.
 
-    The baseline is the one asked for, else the best in choice over all studies that is not ours.
+    The baseline is the one asked for, else the best by validation score over all studies that is not ours.
     """
-    told = []
+    rows = []
     for part in found[0].parts:
-        told += _studied(found[0].design.baseline, [held.part(part.task, part.track) for held in found], found[0])
-    return told
+        rows += _studied(found[0].design.baseline, [held.part(part.task, part.track) for held in found], found[0])
+    return rows
 
 
 def _studied(asked: str | None, parts: Sequence[Comparison], first: Results) -> list[Study]:

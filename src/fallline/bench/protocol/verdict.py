@@ -51,14 +51,14 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be said of one optimizer against another; lower losses are better."""
+    """The verdict on one optimizer against another; lower losses are better."""
 
     word: Word
     difference: Interval | None
     """Mine minus theirs with its 95 % interval, over the seeds which both finished."""
 
     p: float | None
-    """Of the sign-flip test, unadjusted; where lost seeds leave it too few, of the sign test on who lost them."""
+    """p of the sign-flip test, unadjusted; where failed seeds leave it too few, of the sign test on who lost them."""
 
     adjusted: float | None
     """p after Holm's adjustment for all comparisons made together."""
@@ -73,7 +73,7 @@ class Verdict:
     """Seeds in total that would settle it, were it just as it looks; None when settled, unknown or over 1000."""
 
     why: str
-    """What decided, in a few words."""
+    """The reason, in a few words."""
 
 
 def judge(rivals: Mapping[str, Pairs], margin: float, *, alpha: float = 0.05, looks: int = 1) -> dict[str, Verdict]:
@@ -111,7 +111,7 @@ def descriptive(seeds: int) -> bool:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the seeds of a pair show."""
+    """The facts that the seeds of a pair show."""
 
     differences: tuple[float, ...]
     ran: int
@@ -122,7 +122,7 @@ class _Facts:
 
     @classmethod
     def of(cls, pairs: Pairs) -> "_Facts":
-        """Over the seeds that both have run; a loss that is not finite was lost."""
+        """Take the facts from the seeds that both have run; a loss that is not finite was lost."""
         ran = sorted(pairs.mine.keys() & pairs.theirs.keys())
         mine, theirs = _finished(pairs.mine, ran), _finished(pairs.theirs, ran)
         differences = tuple(mine[i] - theirs[i] for i in ran if i in mine and i in theirs)
@@ -161,7 +161,7 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _Rule:
-    """How a family of comparisons that are adjusted together is judged."""
+    """The rule by which a family of comparisons, adjusted together, is judged."""
 
     size: int
     among: str
@@ -191,7 +191,7 @@ class _Rule:
         return len(seen.differences) < self.fewest and seen.lost_mine != seen.lost_theirs
 
     def p(self, seen: _Facts) -> float | None:
-        """Of the test which applies, unadjusted; None where there is nothing to test."""
+        """p of the test which applies, unadjusted; None where there is nothing to test."""
         if self.by_losses(seen):
             return sign_test(*seen.lost_alone)
         return sign_flip(seen.differences) if seen.differences else None

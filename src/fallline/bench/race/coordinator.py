@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fallline.bench.common.seeds import derive, generator, seed_torch
 from fallline.bench.common.spaces import Setting, as_plain
-from fallline.bench.contenders.contender import Contender, entered, get_contender
+from fallline.bench.contenders import Contender, entered, get_contender
 from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import (
     CONFIRMATION,
@@ -35,13 +35,14 @@ from fallline.bench.protocol.verdict import SETTLED
 from fallline.bench.race.store import Store, now
 from fallline.bench.runs.checkpoint import Checkpoint, discard
 from fallline.bench.runs.identity import checksum, fingerprint, race_id, run_key
-from fallline.bench.runs.loop import Gradients, Outcome, Run, train
+from fallline.bench.runs.loop import Gradients, train
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import Task, get_task
 
 T = TypeVar("T")
 
 DEATHS = 3
-"""How often a run may take its worker along without having come any further, before it is given up as failed."""
+"""A run that kills its worker so many times without progress is recorded as failed."""
 
 CHECKPOINT_EVERY = 30.0
 """Seconds of a run between two checkpoints; most runs are over before."""
@@ -53,7 +54,7 @@ class RaceError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Entrant:
-    """What makes the runs of one optimizer on one task."""
+    """An optimizer that takes part on a task, and the code behind its runs."""
 
     contender: Contender
     code: str
@@ -61,7 +62,7 @@ class Entrant:
 
 
 Entrants = dict[tuple[str, str], Entrant]
-"""By task and optimizer."""
+"""The entrants by task and optimizer."""
 
 OnProgress = Callable[[RaceProgress], None]
 OnRun = Callable[[Race, Place, Run, Outcome], None]
@@ -81,7 +82,7 @@ def race(
     """Run what the records do not hold, and return the race as written down.
 
     Args:
-        design: what is asked for.
+        design: the design of the race.
         store: the records.
         executor: where the runs run.
         max_pending: runs to hand to the executor at a time; more than it has workers, so that none waits.
@@ -96,7 +97,6 @@ def race(
     """
     progress, entrants = line_up(design)
     written = write_down(design, store, progress, entrants, about)
-    folder = store.path.resolve().parent / "checkpoints"  # workers may be at home elsewhere
     queue = deque(
         Place(task, name, stage, number)
         for track, stage, count in (("defaults", DEFAULTS, design.seeds), ("tuned", TRIAL, design.first_trials))
@@ -136,35 +136,11 @@ def race(
             if stale or planned(place)[1] != key:
                 store.withdraw(written.id, place)
 
-    def submit(run: Run, key: str) -> Future[Outcome]:
-        code = entrants[run.task, run.optimizer].code
-        return executor.submit(attempt, run, code, Checkpoint(folder / f"{key}.pt", checkpoint_every))
+    def submit(run: Run, checkpoint: Checkpoint) -> Future[Outcome]:
+        return executor.submit(attempt, run, entrants[run.task, run.optimizer].code, checkpoint)
 
-    def stored(key: str) -> None:
-        for leftover in folder.glob(f"{key}*"):
-            leftover.unlink(missing_ok=True)
-
-    def reached(key: str) -> int | None:
-        with contextlib.suppress(OSError):
-            return (folder / f"{key}.pt").stat().st_mtime_ns
-        return None
-
-    for key in {leftover.name.partition(".")[0] for leftover in folder.glob("*.pt*")}:
-        if store.find(key):  # a coordinator was killed before it had cleared up
-            stored(key)
-    work_off(
-        queue,
-        planned,
-        submit,
-        store,
-        record,
-        lambda: on_progress(progress),
-        max_pending=max_pending,
-        stored=stored,
-        reached=reached,
-    )
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # unless something is in it
+    checkpoints = Checkpoints(store, checkpoint_every)
+    work_off(queue, planned, submit, store, record, lambda: on_progress(progress), checkpoints, max_pending=max_pending)
     return written
 
 
@@ -187,7 +163,7 @@ def follow(design: Design, place: Place, result: ContenderResult) -> list[Place]
 
 
 def undecided(progress: RaceProgress, task: str) -> list[Place]:
-    """More seeds for those whom a task's seeds have not told from the baseline, and for the baseline."""
+    """The places of more seeds for those who have no verdict against a task's baseline yet, and for the baseline."""
     design = progress.design
     results = [one for one in progress.results[task, "tuned"].values() if one.search.hopeful]
     at = max(one.seeds_wanted for one in results)
@@ -203,34 +179,63 @@ def undecided(progress: RaceProgress, task: str) -> list[Place]:
     return more
 
 
+class Checkpoints:
+    """The checkpoints of the runs in hand, in a folder beside the records. Those of runs that are recorded go."""
+
+    def __init__(self, store: Store, every: float = CHECKPOINT_EVERY) -> None:
+        self.every = every
+        self.folder = store.path.resolve().parent / "checkpoints"  # workers may be at home elsewhere
+        for key in {leftover.name.strip(".").partition(".")[0] for leftover in self.folder.glob("*.pt*")}:
+            if store.find(key):  # a coordinator was killed before it had cleared up
+                self.drop(key)
+
+    def of(self, key: str) -> Checkpoint:
+        """The checkpoint of a run."""
+        return Checkpoint(self.folder / f"{key}.pt", self.every)
+
+    def reached(self, key: str) -> int | None:
+        """How far a run has come, as a number that changes with each checkpoint; None where there is none."""
+        with contextlib.suppress(OSError):
+            return self.of(key).path.stat().st_mtime_ns
+        return None
+
+    def drop(self, key: str) -> None:
+        """Delete what a run has left."""
+        for leftover in self.folder.glob(f"*{key}*"):  # of a worker that was killed as it wrote, too
+            leftover.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Delete the folder, unless something is in it."""
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
 def work_off(
     queue: deque[T],
     plan: Callable[[T], tuple[Run, str]],
-    submit: Callable[[Run, str], Future[Outcome]],
+    submit: Callable[[Run, Checkpoint], Future[Outcome]],
     store: Store,
     record: Callable[[T, Run, str, Outcome, bool], None],
-    tick: Callable[[], None],
+    on_tick: Callable[[], None],
+    checkpoints: Checkpoints,
     *,
     max_pending: int,
-    stored: Callable[[str], None] = lambda key: None,
-    reached: Callable[[str], Any] = lambda key: None,
 ) -> None:
     """Run all that a queue holds and that the records do not; what has run once is never run again.
 
-    When a pool breaks, nobody knows which of the runs in hand killed its worker: each of them runs again, alone. One
-    that dies alone several times and comes no further is given up, as failed. So is one of which the executor itself
-    says several times that it could not be run; such a one needs not be alone.
+    When a pool breaks, any of the runs in hand may have killed its worker: each of them runs again, alone. A run that
+    kills its worker `DEATHS` times without progress is recorded as failed. So is a run that the executor itself
+    reports several times as one that it could not run; such a run need not be alone.
 
     Args:
         queue: what to do; `record` may add to it.
         plan: the run that an item asks for, and its key.
-        submit: hands a run, and its key, to a worker.
+        submit: hands a run, and where it keeps its checkpoint, to a worker.
         store: the records.
         record: called with what came of an item, and whether the records knew it.
-        tick: called after each run at least.
+        on_tick: called after each run at least.
+        checkpoints: the checkpoints of the runs.
         max_pending: runs to hand out at a time.
-        stored: called with the key of a run that is written down.
-        reached: how far the run of a key has come, if that can be told.
 
     Raises:
         RaceError: run after run dies with its worker, or a worker raised it.
@@ -239,15 +244,15 @@ def work_off(
     pending: dict[Future[Outcome], tuple[T, Run, str]] = {}
     suspects: deque[tuple[T, Run, str]] = deque()
     alone = False
-    """Whether what is in hand is a suspect."""
+    """Whether the run in hand is a suspect, which runs alone."""
 
     deaths: Counter[str] = Counter()
-    last_seen: dict[str, Any] = {}
+    last_reached: dict[str, int | None] = {}
     given_up = 0
 
     def finish(item: T, run: Run, key: str, outcome: Outcome) -> None:
         outcome = store.add(key, run, outcome)
-        stored(key)
+        checkpoints.drop(key)
         record(item, run, key, outcome, False)
 
     def collect(futures: set[Future[Outcome]]) -> None:
@@ -264,8 +269,9 @@ def work_off(
                 raise error
             blamed = not isinstance(error, BrokenExecutor | CancelledError)
             if alone or blamed:
-                further = reached(key) != last_seen.get(key)
-                deaths[key], last_seen[key] = 1 if further else deaths[key] + 1, reached(key)
+                reached = checkpoints.reached(key)
+                deaths[key] = 1 if reached != last_reached.get(key) else deaths[key] + 1
+                last_reached[key] = reached
             if deaths[key] < DEATHS:
                 if blamed:
                     queue.append(work[0])
@@ -273,17 +279,17 @@ def work_off(
                     suspects.append(work)
                 continue
             given_up += 1
-            told = str(error) or type(error).__name__
+            cause = str(error) or type(error).__name__
             if given_up == DEATHS:
                 raise RaceError(
                     "worker processes die one after another, perhaps for want of memory. What had finished is kept; "
-                    f"the same command goes on from there, with --jobs 1 if need be ({told})"
+                    f"the same command goes on from there, with --jobs 1 if need be ({cause})"
                 ) from error
             why = "no worker could run it" if blamed else f"its worker process died {DEATHS} times"
-            finish(*work, Outcome("failed", steps=0, reason=f"{why}: {told}"))
+            finish(*work, Outcome("failed", steps=0, reason=f"{why}: {cause}"))
 
     def hand_out(item: T, run: Run, key: str) -> None:
-        pending[submit(run, key)] = item, run, key
+        pending[submit(run, checkpoints.of(key))] = item, run, key
 
     def fill() -> None:
         while queue and len(pending) < max_pending:
@@ -305,14 +311,15 @@ def work_off(
                     hand_out(*suspects.popleft())
             if not suspects and not alone:
                 fill()
-            tick()
+            on_tick()
             if pending:
                 collect(wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done)
     finally:
         for future, work in pending.items():
             if future.done() and not future.cancelled() and not future.exception():
                 finish(*work, future.result())
-    tick()
+    on_tick()
+    checkpoints.close()
 
 
 def line_up(design: Design) -> tuple[RaceProgress, Entrants]:
@@ -354,7 +361,7 @@ def line_up(design: Design) -> tuple[RaceProgress, Entrants]:
             progress.results.setdefault((where, track), {})[name] = result
     for where in design.tasks:
         if not any(task == where for task, _ in entrants):
-            raise RaceError(f"nobody is left to race on {where}: " + "; ".join(progress.left_out[where].values()))
+            raise RaceError(f"no optimizer can race on {where}: " + "; ".join(progress.left_out[where].values()))
     seeds = [run_seed(design, stage, n) for stage in STAGES[1:] for n in range(max(design.looks))]
     assert len(set(seeds)) == len(seeds)  # two runs of one seed would count twice
     return progress, entrants
@@ -370,7 +377,7 @@ def rehearse(task: Task, contender: Contender, settings: dict[str, Setting]) -> 
 
 
 def rundown(contender: Contender) -> tuple[Any, ...]:
-    """What makes its schedule, of an entry that is not hashed as a whole."""
+    """The parts of a contender that make its schedule; a contender is not hashed as a whole."""
     return contender.schedule, contender.drops, contender.rates
 
 

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender, lr_factor
 from fallline.bench.race.plan import one_thread
 from fallline.bench.runs.checkpoint import Checkpoint
-from fallline.bench.runs.loop import Run, lr_factor, train
+from fallline.bench.runs.loop import train
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks import Split, get_task
 from fallline.bench.tasks.digits import Digits, Images
 

@@ -2,7 +2,7 @@
 
 A few steps of every optimizer on every task are timed, with real settings and on one thread. From the seconds of a run
 follows how long a race takes on so many workers: its queue is played through. Balanced means that everyone gets as many
-trials and seeds as everyone else; where even the smallest such race takes too long, somebody or something has to stay
+trials and seeds as everyone else; where even the smallest such race takes too long, an optimizer or a task has to stay
 out.
 """
 
@@ -24,21 +24,21 @@ from rich.table import Table
 
 from fallline.bench.common.numbers import duration, listed
 from fallline.bench.common.seeds import generator, seed_torch
-from fallline.bench.contenders.contender import entered, get_contender
+from fallline.bench.contenders import entered, get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import ALPHA, fewest_seeds
 from fallline.bench.runs.loop import Gradients, evaluate, to_device
 from fallline.bench.tasks import get_task
 
 TIMED_SECONDS = 0.3
-"""For so long the steps of a pair are timed; one step at least."""
+"""Seconds for which the steps of a pair are timed; one step at least."""
 
 SLACK = 1.2
 """A run in a race takes longer than its steps alone: workers share caches and memory, the loop measures, the
 coordinator writes. On digits races took 1.1 to 1.3 times the CPU time that was timed."""
 
 BUSY = 1.3
-"""Wall seconds a CPU second from which on others are said to be at work."""
+"""Wall seconds per CPU second from which on the machine counts as busy."""
 
 LADDER = ((75, 3), (50, 3), (20, 3), (10, 3), (10, 1), (5, 1), (3, 1))
 """Trials, and how many of them are rerun; with 1 none is, the best is confirmed as it is."""
@@ -58,7 +58,7 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Cost:
-    """What one optimizer takes on one task, in CPU seconds; on an accelerator, in wall seconds."""
+    """The cost of one optimizer on one task, in CPU seconds; on an accelerator, in wall seconds."""
 
     step: float
     """A gradient evaluation with its share of a step."""
@@ -70,7 +70,7 @@ class Cost:
     """A run to its horizon: a run that diverges takes less."""
 
     first: float = 0.0
-    """What the first run in a process takes beyond that: it reads the data, and torch imports its rest."""
+    """The further cost of the first run in a process: it reads the data, and torch imports its rest."""
 
     wall_per_cpu: float = 1.0
     """Wall seconds that a CPU second took while steps were timed."""
@@ -132,7 +132,7 @@ def measure(task_name: str, optimizer_name: str, spaces: Mapping[str, Mapping[st
             evaluation = now() - start
     except Excused:
         raise
-    except Exception as error:  # whatever an optimizer or a task of somebody's own may raise
+    except Exception as error:  # an optimizer or a task of one's own may raise anything
         raise ValueError(f"{optimizer_name} cannot run on {task_name}: {type(error).__name__}: {error}") from error
     looks = task.evaluations + 2  # before the first step, and in confirming runs on the test set
     run = warm + task.steps * seconds + looks * evaluation
@@ -146,7 +146,7 @@ def measure_all(asked: Design) -> tuple[dict[Pair, Cost], dict[Pair, str], float
         The costs; who is excused, and why; and the seconds until the first run of a race.
 
     Raises:
-        ValueError: somebody cannot run at all, and why.
+        ValueError: an optimizer cannot run at all, and why.
     """
     imports = time.process_time()  # the interpreter's start, and what it imported up to here
     costs: dict[Pair, Cost] = {}
@@ -217,7 +217,7 @@ def makespan(lanes: Sequence[tuple[float, Sequence[int]]], jobs: int) -> float:
 
 
 def stages(design: Design) -> list[list[int]]:
-    """How many runs an optimizer makes on a task, stage by stage, in each chain of stages that wait for each other."""
+    """The number of runs of an optimizer on a task, by stage, in each chain of stages that wait for each other."""
     chains = [[design.seeds]] if "defaults" in design.tracks else []
     if "tuned" in design.tracks:
         chains.append([design.trials, min(design.finalists, design.trials) * design.reruns_each, design.seeds])
@@ -225,12 +225,12 @@ def stages(design: Design) -> list[list[int]]:
 
 
 def runs_each(design: Design) -> int:
-    """How many runs an optimizer makes on a task."""
+    """The number of runs of an optimizer on a task."""
     return sum(map(sum, stages(design)))
 
 
 def wall_seconds(design: Design, costs: Mapping[Pair, float], jobs: int, start_up: float = 0.0) -> float:
-    """How long a race takes from the command to its verdict.
+    """The seconds that a race takes from the command to its verdict.
 
     Args:
         design: the race; who has no cost on a task does not take part in it.
@@ -248,13 +248,13 @@ def wall_seconds(design: Design, costs: Mapping[Pair, float], jobs: int, start_u
 
 @dataclass(frozen=True)
 class Proposal:
-    """What was found to fit."""
+    """The largest race that fits a budget."""
 
     design: Design | None
     """None if nothing does."""
 
     seconds: float
-    """How long it takes; if nothing fits, the smallest race of all."""
+    """The seconds that it takes; if nothing fits, those of the smallest race of all."""
 
     budget: float
     jobs: int
@@ -262,11 +262,11 @@ class Proposal:
     """The seconds of a run, of those left out too."""
 
     without_optimizers: tuple[str, ...]
-    """Who is left out, most expensive first."""
+    """The optimizers left out, most expensive first."""
 
     without_tasks: tuple[str, ...]
     everyone: float
-    """How long the smallest race with all takes."""
+    """The seconds that the smallest race with all takes."""
 
     larger: tuple[Design, float] | None
     """The next larger race of the same, and how long it takes; None if there is none."""
@@ -302,7 +302,7 @@ def propose(
         optimizers=tuple(name for name in asked.optimizers if any(who == name for _, who in costs)),
     )
     if not asked.tasks:
-        raise ValueError("nobody is left to race")
+        raise ValueError("no optimizer is left to race")
 
     def takes(design: Design) -> float:
         return wall_seconds(design, costs, jobs, start_up)
@@ -404,12 +404,12 @@ def plan_table(plan: Proposal) -> Table:
 
 
 def plan_words(plan: Proposal, busy: float = 1.0) -> list[str]:
-    """What fits, what does not, and what it would take; `busy` is what `busy` says."""
-    return [*_fitting(plan), *([_others(busy)] if busy > BUSY else [])]
+    """Say what fits, what does not, and what it would take; `busy` is the value of the function `busy`."""
+    return [*_fitting(plan), *([_busy(busy)] if busy > BUSY else [])]
 
 
-def _others(busy: float) -> str:
-    return f"Others are at work on this machine: a CPU second took {busy:.1f} s. All this is as if they were not."
+def _busy(busy: float) -> str:
+    return f"The machine is busy ({busy:.1f} s of wall time per CPU second); these estimates assume it is idle."
 
 
 def _fitting(plan: Proposal) -> list[str]:
@@ -432,7 +432,7 @@ def _fitting(plan: Proposal) -> list[str]:
 
 
 def asks(design: Design) -> str:
-    """How many runs of which kind each optimizer makes on each task."""
+    """The runs that each optimizer makes on each task, in words."""
     seeds = f"{design.seeds} seeds"
     if "tuned" not in design.tracks:
         return f"{seeds} with default settings"

@@ -21,7 +21,7 @@ from fallline.bench.common.plain import LARGEST, Misfit, check, decoded, shown
 from fallline.bench.common.spaces import Setting, dimension
 from fallline.bench.protocol.design import CONFIRMATION, CONFIRMING, DEFAULTS, SELECTION, TRACKS, TRIAL, Design
 from fallline.bench.protocol.records import About, Place, Race
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ CREATE TABLE entries (
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """What came of a merge."""
+    """The outcome of a merge."""
 
     runs: int
     """Runs that are new."""
@@ -187,7 +187,7 @@ class Store:
     Args:
         path: the file; it is made if it is not there.
         read_only: leave the file as it is.
-        complain: is told, in a sentence, of rows that cannot be read; by default that is a Python warning.
+        complain: called with a sentence on rows that cannot be read; by default it gives a Python warning.
 
     Raises:
         ValueError: the file is no such database, is damaged, cannot be opened, or comes from a newer fallline
@@ -197,7 +197,7 @@ class Store:
     def __init__(self, path: Path, read_only: bool = False, complain: Callable[[str], None] = warnings.warn) -> None:
         self.path, self._complain = path, complain
         self._unread: dict[tuple[str, int], str] = {}
-        """What is wrong with rows, by table and number of the row."""
+        """The faults of rows that cannot be read, by table and number of the row."""
 
         with self._told():
             if not read_only:
@@ -220,7 +220,7 @@ class Store:
                 raise
 
     def _version(self) -> int:
-        """Of the schema; 0 for an empty file. Nothing is changed in a file that is not ours."""
+        """The version of the schema; 0 for an empty file. A file of another program is left as it is."""
         version, names = self._db.execute(
             "SELECT user_version, (SELECT json_group_array(name) FROM sqlite_master WHERE type = 'table') "
             "FROM pragma_user_version"
@@ -241,7 +241,7 @@ class Store:
         return int(version)
 
     def _check_whole(self) -> None:
-        """`ValueError` where pages or indices do not hold together: rows may be missing then, and nobody would know."""
+        """`ValueError` where pages or indices do not hold together: rows might be missing unnoticed."""
         (page,) = self._db.execute("PRAGMA page_size").fetchone()
         if self.path.stat().st_size % page and not _logged(self.path):
             raise ValueError(damaged(self.path, "its last page is cut off"))
@@ -278,7 +278,7 @@ class Store:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What SQLite and the system complain of, as a sentence."""
+        """Turn errors of SQLite and the system into a sentence."""
         try:
             yield
         except (sqlite3.Error, OSError) as error:
@@ -530,7 +530,7 @@ def damaged(path: Path, how: str) -> str:
 
 
 def complaint(error: sqlite3.Error | OSError, path: Path) -> str:
-    """What SQLite or the system complains of, as a sentence that says what can be done."""
+    """An error of SQLite or the system as a sentence that says what can be done."""
     if isinstance(error, OSError):
         return f"{path} cannot be opened: {error.strerror or error}"
     go_on = "what had finished is kept, and the same command goes on from there"

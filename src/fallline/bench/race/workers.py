@@ -31,7 +31,7 @@ from fallline.bench.race.coordinator import RaceError
 # --- on this machine ---
 
 PRELOADED = ["fallline.bench.race.coordinator", "torch._dynamo"]
-"""What a worker needs and takes seconds to import; torch's optimizers ask for its compiler, even if it is not used."""
+"""Modules that a worker needs and that take seconds to import; torch's optimizers import its compiler, used or not."""
 
 
 def available_cores() -> int:
@@ -83,7 +83,7 @@ def local_pool(jobs: int, said: Path | None = None) -> Iterator[Executor]:
 
 
 def start_method() -> ForkServerContext | SpawnContext:
-    """How workers start: where the system can, forked from a server of one thread that has imported what they need.
+    """The start method of workers: forked, where the system can, from a server of one thread with all imports done.
 
     A worker that takes the place of a dead one is then there at once. A fork of the coordinator itself would copy
     torch's threads and locks.
@@ -152,7 +152,7 @@ DESERTED = 120.0
 """Seconds without any worker after which a race ends; others may be on their way."""
 
 VERSIONS = "{name: __import__(name).__version__ for name in ('fallline', 'torch')}"
-"""What must be the same everywhere. A text, as a worker without fallline could not read a function of ours."""
+"""The versions that must be the same everywhere. A text, as a worker without fallline could not load a function."""
 
 
 GO_ON = "What had finished is kept; the same command goes on from there, without --scheduler on this machine alone"
@@ -240,7 +240,7 @@ def cluster(address: str) -> Iterator[tuple[Executor, int]]:
 
 
 def fit(client: Any, address: str) -> int:
-    """How many workers there are, when all are fit for a race; else `ValueError`."""
+    """The number of workers, when all are fit for a race; else `ValueError`."""
     threads = client.nthreads()
     if not threads:
         raise ValueError(f"the scheduler at {address} has no workers: dask worker {address} --nthreads 1 --nworkers N")

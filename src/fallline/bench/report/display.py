@@ -8,7 +8,7 @@ from rich.text import Text
 from fallline.bench.common.live import Watching
 from fallline.bench.common.numbers import number
 from fallline.bench.protocol.progress import RaceProgress
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 
 class Display(Watching):

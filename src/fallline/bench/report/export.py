@@ -85,15 +85,15 @@ def _caption(part: Comparison) -> str:
     """What the numbers of a table are."""
     counts = sorted({len(entry.finished) for entry in part.entries if entry.finished})
     seeds = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0]) if counts else "no"
-    told = f"Mean [95 % interval] over {seeds} finished seeds"
-    told += "; this library's in bold." if any(entry.ours for entry in part.entries) else "."
+    caption = f"Mean [95 % interval] over {seeds} finished seeds"
+    caption += "; this library's in bold." if any(entry.ours for entry in part.entries) else "."
     if counts and counts[0] < FEW:
-        told += f" Intervals of fewer than {FEW} seeds only describe what was seen."
+        caption += f" Intervals over fewer than {FEW} seeds are descriptive only."
     if part.baseline:
-        told += f" The equivalence margin is ±{difference(part.margin, part.scale or 1.0).lstrip('+')}."
+        caption += f" The equivalence margin is ±{difference(part.margin, part.scale or 1.0).lstrip('+')}."
     if not part.held_out:
-        told += " There is no held-out data: the loss is the mean training loss over the last tenth of a run."
-    return told
+        caption += " There is no held-out data: the loss is the mean training loss over the last tenth of a run."
+    return caption
 
 
 def _fenced(text: str) -> list[str]:

@@ -24,7 +24,7 @@ def curves(
     found = series.learning_curves(part, measure, axis)
     if not found:
         return None
-    told = {"steps": "step %{x}", "gradient evaluations": "%{x} gradients"}.get(axis, "%{x:.3g} s")
+    place = {"steps": "step %{x}", "gradient evaluations": "%{x} gradients"}.get(axis, "%{x:.3g} s")
     layout = blank_layout()
     horizon = float(part.about["steps"]) if axis in ("steps", "gradient evaluations") else 0.0
     layout["xaxis"] |= {"range": [0, max(horizon, *(float(curve.x[-1]) for curve in found))]}
@@ -34,7 +34,7 @@ def curves(
     if targets and measure == ("validation loss" if part.held_out else "train loss"):
         _draw_targets(part, layout)
     _draw_floor(part, layout, along="x")
-    return {"data": shaded_curves(found, looks, told), "layout": layout}
+    return {"data": shaded_curves(found, looks, place), "layout": layout}
 
 
 def shaded_curves(curves: Iterable[Curve], looks: Mapping[str, Line], what: str, alpha: int = 18) -> list[Figure]:
@@ -246,11 +246,11 @@ def sensitivity(part: Comparison, entry: ContenderResult) -> Figure | None:
 def _trial_text(part: Comparison, point: Point) -> str:
     """What a trial shows on hovering."""
     outcome = point.outcome
-    told = f"trial {point.number}: {escaped(describe(point.settings))}"
+    text = f"trial {point.number}: {escaped(describe(point.settings))}"
     if outcome.score is not None:
-        return f"{told}<br>{part.score_name} {number(outcome.score)}"
+        return f"{text}<br>{part.score_name} {number(outcome.score)}"
     where = f" at step {outcome.steps}" if outcome.steps else ""
-    return f"{told}<br>{outcome.status}{where}: {escaped(outcome.reason)}"
+    return f"{text}<br>{outcome.status}{where}: {escaped(outcome.reason)}"
 
 
 def picture(results: Results) -> Figure:

@@ -13,7 +13,7 @@ from fallline.bench.protocol.analysis import LEVELS, Results
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import run_seed
 from fallline.bench.protocol.stats import Interval
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 Value = str | int | float | bool | None
 """A cell; None where nothing, or nothing finite, was measured."""

@@ -16,7 +16,7 @@ Figure = dict[str, Any]
 """A figure as Plotly's JSON: data and layout."""
 
 # After Okabe and Ito (2008), darkened or lightened for the ground: on white, on black, on either. The last two differ
-# from the rest in lightness too, for whoever sees fewer hues.
+# from the rest in lightness too, for readers who see fewer hues.
 COLOURS = {
     "koala-v": ("#c85200", "#ff9a56", "#d55e00"),
     "koala-m": ("#a83a86", "#f0a3d6", "#cc5fa4"),

@@ -20,16 +20,16 @@ from fallline.bench.protocol.verdict import CLAIMS, WORDS
 def aa_line(found: Results) -> str:
     """One race of twins in a line, as soon as it is over."""
     duels = [(part, duel(found.design.seed, part)) for part in found.parts if part.track == "tuned"]
-    told = [
+    sentences = [
         f"{part.task}: {one.word or 'no verdict'}"
         + (f", {difference(one.difference, part.scale or 1.0)}" if one.difference is not None else "")
         for part, one in duels
     ]
-    return f"race seed {found.design.seed}: " + "; ".join(told)
+    return f"race seed {found.design.seed}: " + "; ".join(sentences)
 
 
 def aa_table(found: AA) -> Table:
-    """How often each word was said of a method and itself."""
+    """How often a method got each verdict against itself."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in (f"{found.label} against itself, {found.task}", "races", "share [95 % interval]"):
         table.add_column(heading, justify="right" if heading == "races" else "left")
@@ -51,12 +51,12 @@ def aa_words(found: AA) -> list[str]:
         return ["No race has come to a verdict."]
     called = sum(found.words[word] for word in CLAIMS)
     races = f"{len(found.judged)} race{'s' if len(found.judged) > 1 else ''}"
-    told = [
+    sentences = [
         f"{found.label} was called different from itself in {called} of {races}; "
         f"the luck of the seeds alone would do so in at most {ALPHA:.0%}."
     ]
     if called:
-        told += [
+        sentences += [
             f"Of the differences claimed, {found.trifles} of {called} lie within the equivalence margin.",
             "Such a claim need be no mistake of the test. The two searches found different settings, and of the "
             "settings the difference may well be true; of the methods it is not, for there is only one. Seeds cannot "
@@ -66,17 +66,17 @@ def aa_words(found: AA) -> list[str]:
     def size(value: float) -> str:
         return difference(value, found.scale or 1.0).lstrip("+")
 
-    told.append(
+    sentences.append(
         f"Two searches end {size(apart)} apart in {found.loss_name} (root mean square); by the luck of the seeds alone "
         f"it would be {size(by_seeds)}. So {found.luck or 0.0:.0%} of the variance is the luck of the search, and a "
         f"difference of less than {size(2 * apart)} between two methods in one race may be no more than that."
     )
     if found.walls is not None:
-        told.append(
+        sentences.append(
             f"The wall time of the same work differs by up to {found.walls:.0%} from twin to twin (limit "
             f"{STEADY:.0%}): wall times of this machine {'can' if found.steady else 'cannot'} be trusted."
         )
-    return told
+    return sentences
 
 
 def write_aa(found: Sequence[AA], folder: Path, environment: Mapping[str, str]) -> Path:
@@ -108,7 +108,7 @@ def _plain_duel(one: Duel) -> dict[str, Any]:
 
 
 def studies_table(rows: Sequence[Study]) -> Table:
-    """One row an optimizer: the difference over studies, what seeds alone make of it, and what single studies said."""
+    """One row an optimizer: the difference over studies, its standard error from seeds alone, and single verdicts."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     several = len({row.place for row in rows}) > 1
     for heading in (*([""] if several else []), "", "over studies", "seeds alone", "in single studies"):
@@ -124,14 +124,14 @@ def studies_table(rows: Sequence[Study]) -> Table:
 
 
 def studies_words(rows: Sequence[Study]) -> list[str]:
-    """What the table compares, and who is told from the baseline."""
+    """What the table compares, and which optimizers differ from the baseline."""
     if not rows:
         return ["No optimizer has a baseline to compare with in every study."]
     count = len(rows[0].differences)
     few = f", which fewer than {FEW} studies only describe" if count < FEW else ""
-    told = [
-        f"Everyone searched anew in each of {count} studies. Differences of the mean loss [95 % interval over "
-        f"studies{few}]; beside them the standard error that the seeds of one study give."
+    sentences = [
+        f"Every optimizer was tuned anew in each of {count} studies. Differences of the mean loss [95 % interval over "
+        f"studies{few}]; next to them the standard error from the seeds of one study."
     ]
     for place in dict.fromkeys(row.place for row in rows):
         here = [row for row in rows if row.place == place]
@@ -140,12 +140,12 @@ def studies_words(rows: Sequence[Study]) -> list[str]:
         for word in CLAIMS:
             if names := [row.label for row in here if row.word == word]:
                 verb = "is" if len(names) == 1 else "are"
-                told.append(
+                sentences.append(
                     f"{where}{listed(names)} {verb} {word} than {against} over studies, p ≤ {ALPHA:g} after Holm."
                 )
         if all(row.word == "too few seeds" for row in here):
             enough = fewest_seeds(ALPHA, len(here))
-            told.append(f"{where}{count} studies are too few to tell anyone from {against}; {enough} can.")
+            sentences.append(f"{where}{count} studies are too few to tell any optimizer from {against}; {enough} can.")
         elif all(row.word not in CLAIMS for row in here):
-            told.append(f"{where}no evidence of a difference to {against} over studies.")
-    return told
+            sentences.append(f"{where}no evidence of a difference to {against} over studies.")
+    return sentences

@@ -20,7 +20,7 @@ from fallline.bench.report.looks import DARK, LIGHT, Figure, Line, lines, palett
 from fallline.bench.report.race_tables import in_a_line, page_tables
 from fallline.bench.report.series import AXES
 from fallline.bench.report.tables import SIGNS
-from fallline.bench.report.words import caution, cost, sentences, verdicts
+from fallline.bench.report.words import caution, changes_words, cost, sentences, verdicts
 
 PICTURE_SIZE = (800, 380)
 """CSS pixels of a README's picture; a PNG has twice as many, for dense screens, an SVG is as sharp as any."""
@@ -54,6 +54,7 @@ def page(results: Results, before: Results | None = None) -> str:
         design=results.design,
         setting=results.race.setting,
         changes=changed,
+        changes_words=changes_words(changed) if changed else [],
         tables=page_tables(results, looks, changed),
         looks=looks,
         drawn=drawn,

@@ -16,7 +16,7 @@ from fallline.bench.protocol.comparison import Comparison
 from fallline.bench.report import looks, series
 from fallline.bench.report.looks import LIGHT, Line
 from fallline.bench.report.series import Curve
-from fallline.bench.runs.loop import runaway
+from fallline.bench.runs.run import runaway
 
 COLUMN, PAGE = 3.3, 6.9
 """Widths in inches: of one column of a paper, and of two."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from fallline.bench.common.numbers import TENTHS, describe, difference, duration, number, plural, size, spread
 from fallline.bench.protocol.analysis import Aggregate, Results
-from fallline.bench.protocol.changes import Change, Changes, PartChange
+from fallline.bench.protocol.changes import Change, Changes, ComparisonChange
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import Interval
@@ -86,7 +86,7 @@ def _label(entry: ContenderResult) -> Cell:
 
 
 def _loss(entry: ContenderResult) -> Cell:
-    """Loss and interval, or why there is none; seeds that failed are counted beside it."""
+    """Loss and interval, or why there is none; failed seeds are counted after it."""
     if entry.trials and entry.lost_trials == len(entry.trials):
         return [Span("every trial failed", "warn")]
     loss = entry.measure("loss")
@@ -174,15 +174,15 @@ def _state(entry: ContenderResult) -> Cell:
 
 def in_a_line(verdict: Verdict, scale: float | None = None) -> str:
     """The whole of a verdict, shown on pointing at its sign."""
-    said = [f"{verdict.word}: {verdict.why}"]
+    parts = [f"{verdict.word}: {verdict.why}"]
     if verdict.difference:
-        said.append(f"difference {spread(verdict.difference, scale)} over {verdict.difference.count} pairs of seeds")
+        parts.append(f"difference {spread(verdict.difference, scale)} over {verdict.difference.count} pairs of seeds")
     if verdict.p is not None and verdict.adjusted is not None:
-        said.append(f"p {verdict.p:.3g}, after Holm {verdict.adjusted:.3g}")
-    return "; ".join(said)
+        parts.append(f"p {verdict.p:.3g}, after Holm {verdict.adjusted:.3g}")
+    return "; ".join(parts)
 
 
-# --- beside it ---
+# --- further tables of a comparison ---
 
 
 def across_table(i: int, across: Aggregate, looks: Looks) -> Table:
@@ -278,8 +278,8 @@ def _space(entry: ContenderResult) -> Cell:
 # --- what changed ---
 
 
-def changes_table(i: int, part: PartChange, looks: Looks) -> Table:
-    """A comparison beside the same one of an earlier race."""
+def changes_table(i: int, part: ComparisonChange, looks: Looks) -> Table:
+    """A comparison and the same one of an earlier race."""
     scale = (part.now.scale if part.now else None) or 1.0
     rows = []
     for one in part.entries:
@@ -308,7 +308,7 @@ def _change(one: Change, scale: float) -> Cell:
     return [*found, Span(spread(one.difference, scale), "line"), Span(how, "small")]
 
 
-def _verdicts(one: Change, part: PartChange) -> Cell:
+def _verdicts(one: Change, part: ComparisonChange) -> Cell:
     found: list[Span] = []
     for side, whole in ((one.old, part.then), (one.new, part.now)):
         if side and side.verdict:
@@ -331,9 +331,9 @@ def _setting(value: object) -> str:
 
 
 def around_table(found: Changes) -> Table | None:
-    """What the two races were asked for and run with, where it differs; None where it does not."""
+    """Design and environment of the two races, where they differ; None where they do not."""
     rows = [Row([name, [Span(str(old))], [Span(str(new))]]) for name, old, new in [*found.design, *found.environment]]
-    caption = "What the two races were asked for, and with what they were run, where it differs."
+    caption = "Design and environment of the two races, where they differ."
     return Table("changes-around", ["What", "Then", "Now"], rows, caption=caption) if rows else None
 
 

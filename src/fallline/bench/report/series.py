@@ -12,7 +12,7 @@ from fallline.bench.common.spaces import Range, Setting, dimension
 from fallline.bench.protocol.analysis import TAUS, Aggregate, highest_drawn
 from fallline.bench.protocol.comparison import Comparison, ContenderResult
 from fallline.bench.protocol.stats import band, censored_median, performance_profile
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 
 Array = NDArray[np.float64]
 
@@ -112,21 +112,21 @@ def courses(entry: ContenderResult, measure: str, axis: str) -> tuple[Array, Arr
     linearly onto an even grid that ends with the longest; a seed that has ended keeps its last value, as its model
     does.
     """
-    seen = []
+    runs = []
     for outcome in entry.finished.values():
         places = outcome.curve.get(AXES[axis]) or outcome.times.get(AXES[axis], [])
         known = [(x, y) for x, y in zip(places, outcome.curve.get(measure, []), strict=False) if None not in (x, y)]
         if known:
-            seen.append(np.array(known, dtype=np.float64).T)
-    if not seen:
+            runs.append(np.array(known, dtype=np.float64).T)
+    if not runs:
         return None
-    if all(np.array_equal(one[0], seen[0][0]) for one in seen):
-        x, values = seen[0][0], np.stack([one[1] for one in seen])
+    if all(np.array_equal(one[0], runs[0][0]) for one in runs):
+        x, values = runs[0][0], np.stack([one[1] for one in runs])
         keep = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
         return x[keep], values[:, keep]
-    count = min(POINTS, 2 * max(len(one[0]) for one in seen))
-    grid = np.linspace(max(one[0][0] for one in seen), max(one[0][-1] for one in seen), count)
-    return grid, np.stack([np.interp(grid, one[0], one[1]) for one in seen])
+    count = min(POINTS, 2 * max(len(one[0]) for one in runs))
+    grid = np.linspace(max(one[0][0] for one in runs), max(one[0][-1] for one in runs), count)
+    return grid, np.stack([np.interp(grid, one[0], one[1]) for one in runs])
 
 
 def best_of(part: Comparison) -> list[Curve]:

@@ -1,4 +1,4 @@
-"""Tables: what stands in their cells is said once, and shown in the terminal, on a page or in Markdown."""
+"""Tables: the text of a cell is written once, and shown in the terminal, on a page or in Markdown."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -78,7 +78,7 @@ class Table:
     """Headings of columns that the terminal sets right."""
 
     short: Mapping[str, str] = field(default_factory=dict)
-    """Headings as they are on a narrow screen, where each stands beside its cell."""
+    """Headings as they are on a narrow screen, where each stands in front of its cell."""
 
 
 def plain(cell: Cell) -> str:

@@ -24,10 +24,12 @@ import torch
 from torch import Tensor
 
 import fallline
+from fallline.bench import contenders
 from fallline.bench.common import seeds
-from fallline.bench.contenders import contender as contenders
+from fallline.bench.contenders import schedules
 from fallline.bench.runs import loop
-from fallline.bench.runs.loop import Run
+from fallline.bench.runs import run as outcomes
+from fallline.bench.runs.run import Run
 from fallline.bench.tasks import Task
 from fallline.bench.tasks._file import files_of, reading
 
@@ -45,7 +47,7 @@ def fingerprint(
     """
     members = optimizer.members if isinstance(optimizer, contenders.Team) else (optimizer,)
     parts = [torch.__version__, str(task.steps), str(task.evaluations), checksum(task), inspect.getsource(make)]
-    parts += [repr((schedule, contenders.WARM_UP)), *(inspect.getsource(module) for module in (loop, seeds))]
+    parts += [repr(schedule), *map(inspect.getsource, (outcomes, loop, schedules, seeds))]
     parts += sources(type(task))
     for member in members:
         parts += _optimizer_source(type(member))

@@ -1,4 +1,8 @@
-"""The training loop, from the seed to the result. Everything a run does is in `train`, top to bottom."""
+"""The training loop, from the seed to the result: of a race's runs and of `fallline train`, on one process or on many.
+
+Everything a run does is in `carry_out`, top to bottom. A run that goes on from a checkpoint comes to the very same
+numbers.
+"""
 
 import bisect
 import contextlib
@@ -7,11 +11,11 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,86 +23,102 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fallline
 from fallline.bench.common.seeds import generator, seed_torch
-from fallline.bench.common.spaces import Setting
-from fallline.bench.contenders.contender import DROPS, WARM_UP, AnyOptimizer, Drops, get_contender
-from fallline.bench.runs.checkpoint import Checkpoint, Unsaved, discard, load, restore, save
-from fallline.bench.tasks import Batch, Schedule, Split, Task, alone, get_task
+from fallline.bench.contenders import AnyOptimizer, lr_factor
+from fallline.bench.runs.checkpoint import HIDDEN, Checkpoint, Unsaved, discard, load, restore, save
+from fallline.bench.runs.plan import Plan, contender_of, differences, identity, plan_of, task_of
+from fallline.bench.runs.processes import Processes
+from fallline.bench.runs.readings import readings
+from fallline.bench.runs.run import Outcome, Run, divergence, record
+from fallline.bench.tasks import Batch, Split, Task, alone
 from fallline.bench.tasks._task import measure, through, without_gradients
-
-RUNAWAY = 1e3
-"""A training loss this many times the first one is called divergence, even while it is still a number: see `runaway`
-for what that is where losses are negative."""
 
 STATISTICS = 20
 """Batches of which batch norm's statistics are taken anew: as many as its running means, whose momentum is 0.1, tell
 of."""
 
-Curve = dict[str, list[float | None]]
-"""`step`, `gradient evaluations`, `train loss` (mean since the last point), `validation loss`, ...: one number a
-measurement."""
 
+class Listener:
+    """Who is told what happens; this one makes nothing of it."""
 
-@dataclass(frozen=True)
-class Run:
-    """What identifies a run, apart from code and data: enough to repeat it."""
+    def begins(self, task: Task, start: int, outcome: Outcome) -> None:
+        """All is made, and so many gradient evaluations lie behind; the curve has the measurements so far."""
 
-    task: str
-    optimizer: str
-    settings: dict[str, Setting]
-    seed: int
-    test: bool = False
-    """Whether the test set is looked at, once, at the end: in confirmed runs only."""
+    def step(self, done: int) -> None:
+        """A step was made: gradient evaluations so far."""
 
-    device: str = "cpu"
+    def look(self, done: int, scalars: Mapping[str, float], measures: Mapping[str, float] | None) -> None:
+        """Losses and readings were read, and at some of the times `measures` on held-out data."""
+
+    def warn(self, sentence: str) -> None:
+        """Something did not work that the run can do without."""
 
 
 @dataclass
-class Outcome:
-    """What came of a run. Divergence and failure are outcomes, with a step and a reason, never gaps."""
+class Ended:
+    """How a run ended."""
 
-    status: Literal["finished", "diverged", "failed"]
-    steps: int
-    reason: str = ""
-    score: float | None = None
-    """What the search minimises: the last validation loss, or without held-out data the mean training loss over the
-    last tenth of the run. None unless finished."""
+    outcome: Outcome
+    interrupted: bool = False
+    """Whether it was asked to stop, and did."""
 
-    result: dict[str, float] = field(default_factory=dict)
-    """Measured once at the end: `loss` (and `accuracy`) on the test set."""
+    unsaved: str | None = None
+    """Why the last checkpoint could not be written, if so."""
 
-    curve: Curve = field(default_factory=dict)
-    times: dict[str, list[float]] = field(default_factory=dict)
-    """`cpu seconds` and `wall seconds` of training, at the points of the curve."""
+    unit: str = "examples"
+    """What `examples` counts; `steps` on a task whose losses are one number for a batch."""
 
-    gradient_evaluations: int = 0
-    cpu_seconds: float = 0.0
-    """Of training; the clock stands still during evaluation and while a checkpoint is written."""
+    examples: int = 0
+    """Losses that this command has taken gradients of, over all processes."""
 
-    wall_seconds: float = 0.0
-    state_bytes: int = 0
-    """The optimizer's tensors, parameters apart."""
-
-    @property
-    def lost(self) -> bool:
-        """Whether it diverged or failed."""
-        return self.status != "finished"
+    seconds: float = 0.0
+    """Of training in this command, without measurements and checkpoints."""
 
 
 def train(run: Run, checkpoint: Checkpoint | None = None) -> Outcome:
-    """Train once; with a checkpoint that is there, go on from it, to the very same numbers."""
+    """Train once, as a race does; with a checkpoint that is there, go on from it, to the very same numbers."""
+    return carry_out(plan_of(run), checkpoint).outcome
+
+
+def carry_out(
+    plan: Plan,
+    checkpoint: Checkpoint | None = None,
+    processes: Processes | None = None,
+    listener: Listener | None = None,
+    asked: Callable[[], bool] = lambda: False,
+) -> Ended:
+    """Train until the end, or until `asked()` says to stop; every process of a run calls it.
+
+    Args:
+        plan: what is asked for.
+        checkpoint: where to go on from, and to save.
+        processes: of the run; None: this one alone.
+        listener: is told what happens.
+        asked: whether to stop after this step.
+
+    Raises:
+        ValueError: there is no such task or optimizer, or the checkpoint is not this run's.
+    """
     # Settings
-    task = get_task(run.task)
-    contender = get_contender(run.optimizer).on(task)
-    horizon = task.steps
+    processes, listener = processes or Processes(device=plan.device), listener or Listener()
+    task = task_of(plan)
+    contender = contender_of(plan, task)
+    horizon, device = task.steps, processes.device
     grid = sorted({max(1, round(horizon * i / task.evaluations)) for i in range(1, task.evaluations + 1)})
+    about = identity(plan, horizon)
+    saved = found(checkpoint, about, plan.out) if checkpoint else None
+    watched = checkpoint is not None and checkpoint.resume is not None  # by somebody who may go on from its end
 
     # Data, model, optimizer: each draws from its own stream of the run's seed
-    batches = task.batches(generator(run.seed, "order"))
-    seed_torch(run.seed, "init")
-    model = task.model().to(run.device)
-    seed_torch(run.seed, "optimizer")
-    optimizer = contender.make(model.parameters(), run.settings, task.horizon)
-    seed_torch(run.seed, "dropout")
+    batches = task.shares(generator(plan.seed, "order"), processes.rank, processes.ranks)
+    seed_torch(plan.seed, "init")
+    model = fitted(task.model().to(device), plan)
+    spread = processes.spread(model, plan.fsdp)
+    seed_torch(plan.seed, "optimizer")
+    if excuse := contender.excuse(model):
+        raise ValueError(excuse)
+    settings = plan.settings if plan.complete else {**contender.variant, **plan.settings}
+    optimizer = contender.build(model.parameters(), settings, task.horizon)
+    seed_torch(plan.seed, "dropout" if processes.leads else f"dropout {processes.rank}")
     rates = [
         (i, name, group[name])
         for i, group in enumerate(optimizer.param_groups)
@@ -106,80 +126,127 @@ def train(run: Run, checkpoint: Checkpoint | None = None) -> Outcome:
         if name in group
     ]
 
+    def measured(split: Split) -> dict[str, float]:
+        """By every process, on the same data: what is sharded cannot be evaluated by one alone."""
+        with autocast(plan, device):
+            return evaluate(task, model, optimizer, split)
+
+    def keep() -> str | None:
+        """Save; why not, if so."""
+        if checkpoint is None:
+            return None
+        if unsaved.changed():
+            return HIDDEN
+        more = {"plan": about, "outcome": dataclasses.asdict(outcome), "losses": losses[: outcome.steps].clone()}
+        return save(checkpoint.path, processes, model, optimizer, more)
+
     # Loop: the horizon is counted in gradient evaluations, so that a step which takes several pays for them
-    gradients = Gradients(task, model, optimizer)
-    outcome = Outcome("finished", steps=0)
-    train_losses = torch.zeros(horizon)
-    fresh: list[Tensor] = []  # since the last measurement: written down one by one, losses cost 3 % of a small step
+    gradients = Gradients(task, spread, optimizer, plan, device)
     unsaved = Unsaved(optimizer, model)
-    if checkpoint and (saved := load(checkpoint, dataclasses.asdict(run))):
+    outcome, losses = Outcome("finished", steps=0), torch.zeros(horizon)
+    if saved:
+        try:
+            restore(saved, processes, model, optimizer, batches)
+        except ValueError:
+            if checkpoint is None or checkpoint.resume:
+                raise
+            return carry_out(plan, discard(checkpoint), processes, listener, asked)
         outcome = Outcome(**saved["outcome"])
-        if not restore(saved, model, optimizer, batches, drawn=outcome.steps):
-            return train(run, discard(checkpoint))
         gradients.count = outcome.gradient_evaluations
-        train_losses[: outcome.steps] = saved["train_losses"]
+        losses[: outcome.steps] = saved["losses"]
     else:
-        record(outcome, evaluate(task, model, optimizer, "validation"))
-    step, due = outcome.steps, grid[len(outcome.curve["step"]) - 1]
-    clock = Clock(outcome, run.device)
+        record(outcome, measured("validation"))
+        if watched and (trouble := keep()):  # at once: better known now than in the morning
+            listener.warn(f"no checkpoint can be saved: {trouble}")
+    step, since = outcome.steps, int(outcome.curve["step"][-1] or 0)
+    due = grid[min(len(outcome.curve["step"]) - 1, len(grid) - 1)]
+    listener.begins(task, gradients.count, outcome)
+    fresh: list[Tensor] = []  # not read yet: written down one by one, losses cost 3 % of a small step
+    ended, seen, before = Ended(outcome), 0, outcome.wall_seconds
+    clock = Clock(outcome, device)
     while gradients.count < horizon:
         for i, name, rate in rates:
             optimizer.param_groups[i][name] = rate * lr_factor(
-                contender.schedule, gradients.count + 1, horizon, contender.drops
+                contender.schedule, gradients.count + 1, horizon, contender.drops, plan.warm_up
             )
-        fresh.append(gradients.step(to_device(next(batches), run.device)))
+        fresh.append(gradients.step(to_device(next(batches), device)))
 
-        if gradients.count >= due:  # only here does the loop read a value: an accelerator would wait
-            clock.stop()
-            step, passed = step + len(fresh), bisect.bisect_right(grid, gradients.count)
-            outcome.steps, outcome.gradient_evaluations = step, gradients.count
-            stretch = torch.stack(fresh).cpu()
-            train_losses[step - len(fresh) : step] = stretch
-            fresh.clear()
-            measures = {"train loss": stretch.mean().item()}
-            measures |= evaluate(task, model, optimizer, "validation")
+        last, measuring = gradients.count >= horizon, gradients.count >= due
+        old = checkpoint is not None and processes.leads and clock.due(checkpoint.every)
+        stopping, saving = processes.any(asked(), old)
+        looking = bool(plan.log_every) and (step + len(fresh)) % plan.log_every == 0
+        listener.step(gradients.count)
+        if not (measuring or stopping or saving or looking):
+            continue
+
+        clock.stop()  # only here does the loop read a value: an accelerator would wait
+        stretch = processes.mean(torch.stack(fresh)).cpu()
+        losses[step : step + len(fresh)] = stretch
+        step, examples = step + len(fresh), gradients.over(processes.ranks)
+        fresh.clear()
+        outcome.steps, outcome.gradient_evaluations = step, gradients.count
+        measures = None
+        if measuring:
+            passed = bisect.bisect_right(grid, gradients.count)
+            measures = {"train loss": losses[since:step].mean().item(), **measured("validation")}
             while len(outcome.curve["step"]) <= passed:  # several points at once, if a step took many evaluations
                 record(outcome, measures)
-            if trouble := divergence(train_losses[:step], measures):
-                outcome.status, (outcome.steps, outcome.reason) = "diverged", trouble
-                return outcome
-            if checkpoint and gradients.count < horizon and clock.due(checkpoint.every) and not unsaved.changed():
-                so_far = train_losses[:step].clone()  # a view would take the whole horizon along
-                plain = {"run": dataclasses.asdict(run), "outcome": dataclasses.asdict(outcome)}
-                save(checkpoint, model, optimizer, **plain, train_losses=so_far)
-            due = grid[min(passed, len(grid) - 1)]
-            clock.start()
+            since, due = step, grid[min(passed, len(grid) - 1)]
+        asked_of = measures or {}
+        if plan.log_every:
+            speed = (examples - seen) / max(outcome.wall_seconds - before, 1e-9)
+            seen, before = examples, outcome.wall_seconds
+            rate = float(optimizer.param_groups[0].get("lr", 0))
+            scalars = {"loss": stretch.mean().item(), "lr": rate, f"{gradients.unit}/s": speed, **readings(optimizer)}
+            listener.look(gradients.count, scalars, measures)
+            if not math.isfinite(scalars["loss"]):  # whether it has run away is asked where everybody is measured
+                asked_of = measures or {"train loss": scalars["loss"]}
+        if asked_of and (lost := divergence(losses[:step], asked_of)):
+            outcome.status, (outcome.steps, outcome.reason) = "diverged", lost
+            break
+        if stopping or (saving and not last) or (last and watched):
+            ended.unsaved = keep()
+            if saving and ended.unsaved:
+                listener.warn(f"the checkpoint could not be saved, and the run goes on: {ended.unsaved}")
+        if stopping and not last:
+            ended.interrupted = True
+            break
+        clock.start()
 
     # Result
+    ended.unit, ended.examples = gradients.unit, gradients.over(processes.ranks)
+    ended.seconds = outcome.wall_seconds - (saved["outcome"]["wall_seconds"] if saved else 0.0)
     outcome.state_bytes = state_bytes(optimizer)
-    tail = {"loss": train_losses[step - max(1, step // 10) : step].mean().item()}
+    if ended.interrupted or outcome.lost:
+        return ended
+    tail = {"loss": losses[step - max(1, step // 10) : step].mean().item()}
     outcome.score = outcome.curve["validation loss"][-1] if task.held_out else tail["loss"]
-    if run.test:
-        measures = evaluate(task, model, optimizer, "test") if task.held_out else tail
+    if plan.test:
+        measures = measured("test") if task.held_out else tail
         outcome.result = {name: value for name, value in measures.items() if math.isfinite(value)}
         if "loss" not in outcome.result:
-            return dataclasses.replace(
-                outcome, status="diverged", reason="the test loss is not finite", score=None, result={}
-            )
-    return outcome
+            outcome.status, outcome.reason = "diverged", "the test loss is not finite"
+            outcome.score, outcome.result = None, {}
+    return ended
 
 
-def lr_factor(schedule: Schedule, step: int, steps: int, drops: Drops = DROPS) -> float:
-    """What multiplies the learning rate at `step` = 1 ... `steps`.
+def found(checkpoint: Checkpoint, about: Mapping[str, Any], out: os.PathLike[str]) -> dict[str, Any] | None:
+    """What there is to go on from.
 
-    `cosine` and `linear`: a linear warm-up, then down to just over 0. `step`: a factor at each of the drops, and from
-    the start at the full rate. `constant`: 1.
+    Raises:
+        ValueError: there must be something, and there is not, or it is of another run.
     """
-    if schedule == "constant":
-        return 1.0
-    if schedule == "step":
-        factor, shares = drops
-        return float(factor ** sum(step > round(share * steps) for share in shares))
-    warm_up = max(1, round(WARM_UP * steps))
-    if step <= warm_up:
-        return step / warm_up
-    gone = (step - warm_up) / (steps - warm_up + 1)
-    return 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
+    if checkpoint.resume is False or (checkpoint.resume is None and not checkpoint.path.exists()):
+        return None
+    try:
+        saved = load(checkpoint.path)
+        if different := differences(saved["plan"], about):
+            raise ValueError(f"--resume goes on with the run in {out} as it was: {'; '.join(different)}")
+    except ValueError:
+        if checkpoint.resume:
+            raise
+        return None
+    return saved
 
 
 @torch.no_grad()
@@ -242,57 +309,6 @@ def statistics_anew(task: Task, model: nn.Module) -> Iterator[None]:
         buffer.copy_(before)
 
 
-def record(outcome: Outcome, measures: Mapping[str, float]) -> None:
-    """Add a point to the curve; what is not a finite number is None, as JSON has no other word for it.
-
-    All columns stay as long as each other: a measure that appears late, or is missing for once, is None elsewhere.
-    """
-    before = len(outcome.curve.get("step", ()))
-    counts = {"step": float(outcome.steps), "gradient evaluations": float(outcome.gradient_evaluations)}
-    for name, value in {**counts, "train loss": math.nan, **measures}.items():
-        outcome.curve.setdefault(name, [None] * before).append(value if math.isfinite(value) else None)
-    for column in outcome.curve.values():
-        column.extend([None] * (before + 1 - len(column)))
-    for name, value in {"cpu seconds": outcome.cpu_seconds, "wall seconds": outcome.wall_seconds}.items():
-        outcome.times.setdefault(name, []).append(round(value, 6))
-
-
-def divergence(train_losses: Tensor, measures: Mapping[str, float]) -> tuple[int, str] | None:
-    """The step at which a run got lost, and how; None if all is well.
-
-    Args:
-        train_losses: the batches' mean losses so far, shape (steps,).
-        measures: what has just been measured, with the training loss since the last time.
-    """
-    if not math.isfinite(measures["train loss"]) and len(broken := (~train_losses.isfinite()).nonzero()):
-        return int(broken[0]) + 1, "the training loss is not finite"
-    if not math.isfinite(measures.get("validation loss", 0.0)):
-        return len(train_losses), "the validation loss is not finite"
-    first, lowest = train_losses[0].item(), train_losses.min().item()
-    if measures["train loss"] > runaway(first, lowest, RUNAWAY):
-        told = "the first one" if lowest > 0 else "as far above the first one as that is from 0 or from the lowest"
-        return len(train_losses), f"the training loss is over {RUNAWAY:g} times {told}"
-    return None
-
-
-def runaway(first: float, lowest: float, times: float) -> float:
-    """The loss that is so many times the first one, which has a meaning for losses of any sign.
-
-    It lies above the first one by `times` - 1 times the size of the first one, or what the loss has fallen by where
-    that is more. Of positive losses it is `times` the first one and nothing else. A loss that begins at -92 and falls
-    to -94 may rise to 91,816 before it is 1,000 times the first one; one that begins at 0 may rise to 999 times what it
-    has fallen by, and without bound before it has fallen.
-
-    Args:
-        first: the loss at the start.
-        lowest: the lowest loss since, the first one included.
-        times: more than 1.
-    """
-    if lowest > 0:
-        return times * first
-    return first + (times - 1) * (max(abs(first), first - lowest) or math.inf)
-
-
 def state_bytes(optimizer: AnyOptimizer) -> int:
     """Bytes in the optimizer's own tensors: per parameter and, once each, those that its groups share."""
     per_parameter = [value for state in optimizer.state.values() for value in state.values()]
@@ -304,11 +320,21 @@ def state_bytes(optimizer: AnyOptimizer) -> int:
 class Gradients:
     """Losses and gradients of one batch after another, counted, and the steps made from them."""
 
-    def __init__(self, task: Task, model: nn.Module, optimizer: AnyOptimizer) -> None:
-        self.task, self.model, self.optimizer = task, model, optimizer
+    def __init__(
+        self,
+        task: Task,
+        model: nn.Module,
+        optimizer: AnyOptimizer,
+        plan: Plan | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.task, self.model, self.optimizer, self.plan, self.device = task, model, optimizer, plan, device
         self.process = os.getpid()
         self.count = 0
         """Gradient evaluations so far."""
+
+        self.examples, self.unit = 0, "examples"
+        """Losses so far; steps on a task whose losses are one number for a batch."""
 
         if switches(optimizer):
             optimizer.train()  # type: ignore[union-attr]  # Schedule-Free refuses to step before it has been told
@@ -338,14 +364,24 @@ class Gradients:
             self.optimizer.step()
         return loss
 
+    def over(self, ranks: int) -> int:
+        """Examples of all processes, which see as many each; steps they make together."""
+        return self.examples * ranks if self.unit == "examples" else self.examples
+
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Leave the gradients of a batch; returns the losses of its examples with their graph, and the mean without."""
         self.optimizer.zero_grad()
-        losses = self.task.losses(self.model, batch)
+        with autocast(self.plan, self.device):
+            losses = self.task.losses(self.model, batch)
         alone(self.process)
         loss = losses.mean()
         loss.backward()
+        if self.plan is not None and self.plan.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
         self.count += 1
+        self.examples += losses.numel()
+        if losses.ndim == 0:
+            self.unit = "steps"
         return losses, loss.detach()
 
 
@@ -375,6 +411,45 @@ class Clock:
             return False
         self.saved = now
         return True
+
+
+def autocast(plan: Plan | None, device: str) -> contextlib.AbstractContextManager[Any]:
+    """Where forward passes compute what they may in bfloat16, if the plan says so."""
+    if plan is None or not plan.amp:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def fitted(model: nn.Module, plan: Plan) -> nn.Module:
+    """A model in the precision and the layout of the plan, compiled if it says so; its inputs follow, in hooks.
+
+    What it returns is float32 again, so that losses are.
+    """
+    dtype = getattr(torch, plan.dtype)
+    layout = torch.channels_last if plan.channels_last else torch.preserve_format
+
+    def enter(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        def fit(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            value = value.to(dtype) if value.is_floating_point() else value
+            return value.contiguous(memory_format=layout) if plan.channels_last and value.ndim == 4 else value
+
+        return tuple(map(fit, inputs))
+
+    def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return output.float() if isinstance(output, Tensor) else output
+
+    model.to(dtype)
+    if plan.channels_last and not plan.fsdp:  # FSDP2 cuts weights along their first dimension, which must be outermost
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if dtype is not torch.float32 or plan.channels_last:
+        model.register_forward_pre_hook(enter)
+    if dtype is not torch.float32:
+        model.register_forward_hook(leave)
+    if plan.compile:
+        model.compile()
+    return model
 
 
 def to_device(batch: Batch, device: str) -> Batch:

@@ -1,6 +1,6 @@
 """The papers' own experiments by name. One is one class in one file.
 
-`get_experiment` also takes `package.module:Class`.
+`get_experiment` also takes `package.module:Class`. Imports the tool and the library, not the claims and the pictures.
 """
 
 from functools import cache

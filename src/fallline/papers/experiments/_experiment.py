@@ -20,13 +20,14 @@ from typing import Any, ClassVar, Literal
 from fallline.bench.common.names import unknown
 from fallline.bench.common.seeds import derive
 from fallline.bench.common.spaces import Choice, Range, Setting, Space
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.search import Search
 from fallline.bench.protocol.stats import interval
 from fallline.bench.race.coordinator import RaceError, code_behind
 from fallline.bench.report.looks import Line
 from fallline.bench.runs.checkpoint import Checkpoint
-from fallline.bench.runs.loop import Outcome, Run, train
+from fallline.bench.runs.loop import train
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import get_task
 from fallline.papers.experiments._case_page import CasePage
 from fallline.papers.experiments.page import Page, Record

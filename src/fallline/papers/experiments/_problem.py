@@ -11,7 +11,7 @@ from fallline import LODO
 from fallline.bench.common.spaces import Setting
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.report.looks import INK
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.papers.experiments._experiment import Design, Entry, Experiment, Settings, Tuned, Tuning
 from fallline.papers.experiments.page import Line, Page, Record, Row, Section, Table
 

@@ -19,7 +19,7 @@ from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.report.looks import COLOURS, SPARE_COLOURS, Figure
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, FLOOR, Bowl, Landscape
 from fallline.papers.experiments._experiment import Case, Design, Done, mean
 from fallline.papers.experiments._problem import (

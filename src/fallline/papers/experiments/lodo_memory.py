@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from fallline.bench.common.numbers import describe, plural
 from fallline.bench.common.spaces import Setting
-from fallline.bench.runs.loop import Outcome, Run, state_bytes
+from fallline.bench.runs.loop import state_bytes
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.bowl import DIMENSION, Bowl, Landscape
 from fallline.papers.experiments._experiment import Case, Design, Done, Entry
 from fallline.papers.experiments._problem import MAKERS, Problem, estimated, settings_of

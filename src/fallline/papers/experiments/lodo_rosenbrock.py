@@ -18,7 +18,7 @@ from fallline.bench.common.seeds import derive, generator
 from fallline.bench.common.spaces import Range
 from fallline.bench.protocol.stats import Interval
 from fallline.bench.report.looks import COLOURS, Figure
-from fallline.bench.runs.loop import Outcome, Run
+from fallline.bench.runs.run import Outcome, Run
 from fallline.papers.experiments._experiment import Case, Design, Done, Tuned, Tuning, estimate
 from fallline.papers.experiments._problem import (
     MAKERS,

@@ -11,7 +11,8 @@ import fallline
 from fallline.bench.common.numbers import plural
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
-from fallline.bench.runs.loop import Outcome, Run, state_bytes
+from fallline.bench.runs.loop import state_bytes
+from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.digits import EPOCHS, Digits
 from fallline.papers.experiments._experiment import Case, Design, Done, Entry
 from fallline.papers.experiments._problem import Problem, estimated

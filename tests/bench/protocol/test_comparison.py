@@ -11,7 +11,7 @@ from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.search import Search
 from fallline.bench.report.words import verdicts
-from fallline.bench.runs.loop import Outcome
+from fallline.bench.runs.run import Outcome
 from fallline.bench.tasks import get_task
 
 TASK = {"summary": "by hand", "steps": 100, "held_out": True, "floor": None, "equivalence": None, "reference": None}

@@ -12,16 +12,16 @@ from typing import Any, Self
 from rich.console import Console
 from rich.text import Text
 
+from fallline.bench.cli.screen import Screen, View, told
 from fallline.bench.common.files import append, complaint, put
 from fallline.bench.common.numbers import clock
+from fallline.bench.runs.checkpoint import NAME, Checkpoint
 from fallline.bench.runs.environment import environment
-from fallline.bench.runs.loop import Outcome
-from fallline.bench.runs.training.logs import Logs, keep_until, open_logs
-from fallline.bench.runs.training.loop import Ended, Listener, train
-from fallline.bench.runs.training.plan import Plan, command, contender_of, identity, task_of
-from fallline.bench.runs.training.processes import joined
-from fallline.bench.runs.training.saving import NAME
-from fallline.bench.runs.training.screen import Screen, View, told
+from fallline.bench.runs.loggers import Logs, keep_until, open_logs
+from fallline.bench.runs.loop import Ended, Listener, carry_out
+from fallline.bench.runs.plan import Plan, command, contender_of, identity, task_of
+from fallline.bench.runs.processes import joined
+from fallline.bench.runs.run import Outcome
 from fallline.bench.tasks import Task
 
 METRICS, RESULT = "metrics.jsonl", "result.json"
@@ -35,12 +35,13 @@ def run(plan: Plan) -> int:
     with joined(plan.device) as processes, Stop() as stop:
         try:
             refuse_another(plan)
+            checkpoint = Checkpoint(plan.out / NAME, plan.save_every, plan.resume)
             processes.wait()  # all have looked before the first one writes
             if not processes.leads:
-                code = exit_code(train(plan, processes, Listener(), stop.asked))
+                code = exit_code(carry_out(plan, checkpoint, processes, asked=stop.asked))
             else:
                 with Reporter(plan, console, errors) as reporter:
-                    ended = train(plan, processes, reporter, stop.asked)
+                    ended = carry_out(plan, checkpoint, processes, reporter, stop.asked)
                 write_result(plan, ended)
                 report(plan, ended, console, errors)
                 code = exit_code(ended)

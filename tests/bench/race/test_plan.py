@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fallline.bench.contenders import contender as contenders
+from fallline.bench.contenders import names as contenders
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import smallest_p
 from fallline.bench.race import plan as timing
@@ -229,7 +229,7 @@ def test_who_has_no_cost_does_not_race_and_a_race_of_nobody_is_none():
     plan = fits(1e6, costs=costs)
     assert plan.design.optimizers == ("sgd", "adamw", "koala-m")
     assert plan.without_optimizers == ()  # it was never in
-    with pytest.raises(ValueError, match="nobody is left"):
+    with pytest.raises(ValueError, match="no optimizer is left"):
         fits(10, costs={})
 
 
@@ -244,8 +244,8 @@ def test_the_words_say_what_fits_what_stays_out_and_what_it_would_take():
     assert asks(plan.design) in said
     assert "LODO stays out" in said
     assert "The next larger one" in said
-    assert "Others are at work" not in said
-    assert "a CPU second took 2.5 s" in " ".join(plan_words(plan, busy=2.5))
+    assert "is busy" not in said
+    assert "The machine is busy (2.5 s of wall time per CPU second)" in " ".join(plan_words(plan, busy=2.5))
     few = dataclasses.replace(plan, design=dataclasses.replace(plan.design, trials=19))
     enough = dataclasses.replace(plan, design=dataclasses.replace(plan.design, trials=20))
     assert "Fewer than 20 trials" in " ".join(plan_words(few))
