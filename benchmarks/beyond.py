@@ -24,7 +24,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from fallline.bench.cli.commands import TRIALS, Size, command_line, plain_spaces
+from fallline.bench.cli.options import command_line, plain_spaces
+from fallline.bench.cli.race import TRIALS, Size
 from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import duration

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fallline.bench.cli.commands import DATABASE
+from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import fill, markdown
 from fallline.bench.common.numbers import difference, spread
 from fallline.bench.protocol.analysis import Results
