@@ -458,6 +458,15 @@ def test_step_under_torch_compile(name: str, fused: bool) -> None:
 
 
 @pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _ in TABLE.values()), ids=lambda cls: cls.__name__)
+def test_a_signature_names_every_setting_with_its_default(cls: type[fallline.Optimizer]) -> None:
+    shown = inspect.signature(cls).parameters
+    assert not any(one.kind is one.VAR_KEYWORD for one in shown.values())
+    settings = {name: one.default for name, one in shown.items() if name not in ("params", "generator")}
+    assert settings == cls([nn.Parameter(torch.zeros(2))]).defaults
+    assert list(shown)[-4:] == ["skip_nonfinite", "maximize", "stochastic_rounding", "fused"]
+
+
+@pytest.mark.parametrize("cls", dict.fromkeys(cls for cls, _ in TABLE.values()), ids=lambda cls: cls.__name__)
 def test_bad_arguments_are_named_with_value_and_range(cls: type[fallline.Optimizer]) -> None:
     w = nn.Parameter(torch.zeros(2))
     assert intervals(cls).keys() | choices(cls).keys() <= cls([w]).defaults.keys()

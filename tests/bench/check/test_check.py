@@ -943,7 +943,7 @@ def run(*words: str) -> Any:
     """The command as it is typed."""
     from typer.testing import CliRunner  # here, since the processes of the tool import this file too
 
-    from fallline.bench.cli.commands import app
+    from fallline.bench.cli.root import app
 
     return CliRunner().invoke(app, ["check", *words])
 
