@@ -21,7 +21,6 @@ from fallline.bench.race.workers import available_cores, local_pool
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks.data import MissingData, find
 from fallline.papers.experiments import EXPERIMENTS, Design, Experiment, get_experiment
-from fallline.papers.experiments._preset import Preset
 from fallline.papers.experiments.reproduce import Progress, reproduce, slim, stem_of, write
 from fallline.papers.experiments.watch import Watcher
 
@@ -38,12 +37,12 @@ class OutOfTime(Exception):
 
 def in_order() -> list[str]:
     """The older experiments first, which take a minute or two each; then the presets."""
-    return sorted(EXPERIMENTS, key=lambda name: isinstance(get_experiment(name), Preset))
+    return sorted(EXPERIMENTS, key=lambda name: get_experiment(name).scaled)
 
 
 def design_of(experiment: Experiment, name: str) -> Design | None:
     """What is recorded of an experiment; None of a preset that has no version for two cores."""
-    if not isinstance(experiment, Preset):
+    if not experiment.scaled:
         return Design(name, quick=True, seeds=experiment.quick_seeds)
     return Design(name, seeds=experiment.seeds, scale="cpu") if experiment.cpu else None
 

@@ -11,10 +11,9 @@ from typing import Any
 from fallline.bench.common.files import fill, markdown
 from fallline.bench.protocol.stats import Interval
 from fallline.papers.experiments import EXPERIMENTS, Experiment, get_experiment
-from fallline.papers.experiments._experiment import Record
-from fallline.papers.experiments._preset import Preset
-from fallline.papers.experiments._preset_page import figures
+from fallline.papers.experiments._case_page import figures
 from fallline.papers.experiments.listing import how, measured
+from fallline.papers.experiments.page import Record
 from fallline.papers.experiments.reproduce import stem_of
 
 HERE = Path(__file__).parent
@@ -83,7 +82,7 @@ def unrun(found: Mapping[str, Mapping[str, Record]]) -> str:
     rows = []
     for name, records in found.items():
         experiment = get_experiment(name)
-        if not isinstance(experiment, Preset):
+        if not experiment.scaled:
             if not records:
                 rows.append([name, "", "not run", reason(experiment, "cpu"), ""])
             continue

@@ -1,7 +1,9 @@
 """The house: which module may import which, and what a user gets who installs the wheel beside torch alone."""
 
 import ast
+import copy
 import graphlib
+import importlib
 import importlib.metadata
 import os
 import re
@@ -12,14 +14,15 @@ import sysconfig
 import tomllib
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import grimp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from scripts import script
 
 import fallline
 from fallline.bench.cli import app as cli
@@ -34,94 +37,160 @@ def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-# --- arrows: tests -> fallline.bench -> fallline -> torch ---
+# --- arrows: who imports whom ---
+
+FLOORS = """
+__main__
+papers.repro
+papers.gallery papers.claims
+papers.experiments
+papers bench.cli
+bench.report bench.race bench.check
+bench.protocol
+bench.runs
+bench.contenders
+bench.tasks
+bench.tasks.data bench.tasks.networks bench.check.promises
+bench.common bench
+fallline
+_registry
+koala arturo lodo coolmomentum
+_loss
+_optimizer
+_checkpoint kernels
+_group _settings _shards
+_engine
+"""
+"""All rooms of the house, which are packages and the loose modules of `fallline`. One imports only what lies lower."""
+
+EXCEPTIONS: set[str] = set()
+"""Imports that do not point downwards yet, as `module -> module`. One that is gone must go from here."""
+
+house = script("dev/house.py")
 
 
-def imports(path: Path, source: str) -> Iterator[str]:
-    """Everything that `source` imports, at any depth, as absolute dotted names: `from a import b` gives `a.b`.
-
-    `path` is the file's, relative to src: it resolves relative imports. Private attributes that are reached through
-    the package, as in `fallline._loss`, count as imported.
-    """
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names)
-            case ast.ImportFrom(module=module, names=names, level=level):
-                origin = [*path.parts[: len(path.parts) - level], *([module] if module else [])] if level else [module]
-                yield from (".".join([*origin, alias.name]) for alias in names)
-            case ast.Attribute(value=ast.Name(id="fallline"), attr=attribute) if attribute.startswith("_"):
-                yield f"fallline.{attribute}"
+def floor_of() -> dict[str, int]:
+    """The floor of each room, counted from the top."""
+    names = [line.split() for line in FLOORS.strip().splitlines()]
+    return {
+        "fallline" if name == "fallline" else f"fallline.{name}": number
+        for number, line in enumerate(names)
+        for name in line
+    }
 
 
-def wrong_arrows(path: Path, source: str) -> list[str]:
-    """The imports that a file of src must not have."""
-    in_bench = path.parts[:2] in (("fallline", "bench"), ("fallline", "__main__.py"))  # the latter is its command
-    wrong = []
-    for name in imports(path, source):
-        root, *inner = name.split(".")
-        to_bench = root == "fallline" and inner[:1] == ["bench"]
-        if in_bench:
-            private = any(part.startswith("_") and not part.endswith("__") for part in inner)
-            bad = root == "fallline" and private and not to_bench
+def wrong_arrows(graph: grimp.ImportGraph) -> set[str]:
+    """The imports that do not lead to a lower floor, and those of the library that are not of torch."""
+    floor, wrong = floor_of(), set()
+    for (room, imported), found in house.arrows(graph).items():
+        if not imported.startswith("fallline"):
+            library = floor[room] >= floor["fallline"]
+            bad = library and imported != "torch" and imported.partition(".")[0] not in sys.stdlib_module_names
         else:
-            bad = to_bench or (root not in {"fallline", "torch"} and root not in sys.stdlib_module_names)
-        if bad:
-            wrong.append(name)
+            bad = floor[imported] <= floor[room]
+        wrong.update(found if bad else ())
     return wrong
 
 
-MODULES = {path.relative_to(SOURCE): path.read_text() for path in sorted(SOURCE.rglob("*.py"))}
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    """Which module imports which, wherever in its text, read from the files."""
+    return grimp.build_graph("fallline", include_external_packages=True, cache_dir=None)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=str)
-def test_arrows_point_one_way(path: Path) -> None:
-    assert wrong_arrows(path, MODULES[path]) == []
+def test_each_room_has_its_floor(graph: grimp.ImportGraph) -> None:
+    rooms = {room for room in house.rooms(graph).values() if room.startswith("fallline")}
+    assert rooms == floor_of().keys()
 
 
-def test_no_module_leads_back_to_itself() -> None:
-    def dotted(path: Path) -> str:
-        return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-
-    modules = {dotted(path) for path in MODULES}
-    graph: dict[str, set[str]] = {}
-    for path, source in MODULES.items():
-        names = {name if name in modules else name.rpartition(".")[0] for name in imports(path, source)}
-        graph[dotted(path)] = names & modules
-    assert "torch" not in graph
-    assert graph["fallline"], "the package imports its modules, so the graph has edges"
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+def test_arrows_point_downwards(graph: grimp.ImportGraph) -> None:
+    assert wrong_arrows(graph) == EXCEPTIONS
 
 
-@pytest.mark.parametrize(
-    ("path", "source", "wrong"),
-    [
-        ("fallline/made_up.py", "import numpy as np", "numpy"),
-        ("fallline/made_up.py", "def f():\n    from scipy import stats", "scipy.stats"),
-        ("fallline/made_up.py", "import torch\nimport fallline.bench", "fallline.bench"),
-        ("fallline/made_up.py", "from fallline import bench", "fallline.bench"),
-        ("fallline/made_up.py", "from .bench.cli import main", "fallline.bench.cli.app.main"),
-        ("fallline/made_up.py", "from . import bench", "fallline.bench"),
-        ("fallline/bench/made_up.py", "from fallline._loss import mean", "fallline._loss.mean"),
-        ("fallline/bench/made_up.py", "from fallline import _loss", "fallline._loss"),
-        ("fallline/bench/made_up.py", "import fallline\nfallline._loss.mean()", "fallline._loss"),
-        ("fallline/bench/tasks/made_up.py", "from ..._loss import mean", "fallline._loss.mean"),
-    ],
-)
-def test_a_wrong_arrow_is_seen(path: str, source: str, wrong: str) -> None:
-    assert wrong_arrows(Path(path), source) == [wrong]
+def test_no_module_leads_back_to_itself(graph: grimp.ImportGraph) -> None:
+    mine = sorted(module for module in graph.modules if module.startswith("fallline"))
+    order = graphlib.TopologicalSorter({one: graph.find_modules_directly_imported_by(one) for one in mine})
+    order.prepare()  # raises CycleError, which names the modules
 
 
 @pytest.mark.parametrize(
-    ("path", "source"),
+    ("module", "imported"),
     [
-        ("fallline/made_up.py", "import math\nfrom torch import Tensor\nfrom ._loss import mean\nfrom . import koala"),
-        ("fallline/bench/made_up.py", "import numpy\nfrom fallline import CoolMomentum, __version__"),
-        ("fallline/bench/tasks/made_up.py", "from ._task import Task\nfrom fallline.bench.tasks._task import Batch"),
+        ("fallline.coolmomentum", "numpy"),
+        ("fallline._loss", "fallline.bench.common.files"),
+        ("fallline._loss", "fallline.koala.base"),
+        ("fallline.koala.base", "fallline.arturo.arturo"),
+        ("fallline.bench.report.page", "fallline.bench.race.store"),
+        ("fallline.bench.race.store", "fallline.bench.check.trial"),
+        ("fallline.bench.runs.run", "fallline.bench.protocol.design"),
+        ("fallline.bench.cli.app", "fallline.papers.repro"),
+        ("fallline.bench.common.files", "fallline.bench.tasks.bowl"),
     ],
 )
-def test_a_right_arrow_passes(path: str, source: str) -> None:
-    assert wrong_arrows(Path(path), source) == []
+def test_a_wrong_arrow_is_seen(graph: grimp.ImportGraph, module: str, imported: str) -> None:
+    more = copy.deepcopy(graph)
+    more.add_import(importer=module, imported=imported)
+    assert wrong_arrows(more) - wrong_arrows(graph) == {f"{module} -> {imported}"}
+
+
+def test_an_import_is_seen_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {
+        "__init__": "",
+        "low": "",
+        "late": "def f():\n    from made_up_house import low",
+        "near": "from . import low",
+    }
+    (package := tmp_path / "made_up_house").mkdir()
+    for name, source in files.items():
+        (package / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    built = grimp.build_graph("made_up_house", cache_dir=None)
+    assert built.find_modules_that_directly_import("made_up_house.low") == {"made_up_house.late", "made_up_house.near"}
+
+
+def private_names(source: str) -> list[str]:
+    """The names of the library that a module outside of it uses, and that are not public."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found += [alias.name for alias in names]
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                found += [f"{module}.{alias.name}" for alias in names]
+            case ast.Attribute(value=ast.Name(id="fallline"), attr=name):
+                found.append(f"fallline.{name}")
+    own = ("fallline.bench", "fallline.papers")
+    return [one for one in found if re.match(r"fallline\b.*\._(?!_)", one) and not one.startswith(own)]
+
+
+@pytest.mark.parametrize("folder", ["bench", "papers"])
+def test_outside_of_the_library_its_public_names_are_used_alone(folder: str) -> None:
+    files = sorted((SOURCE / "fallline" / folder).rglob("*.py"))
+    found = {path.name: names for path in files if (names := private_names(path.read_text(encoding="utf-8")))}
+    assert files
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "private"),
+    [
+        ("def f():\n    from fallline._loss import mean", ["fallline._loss.mean"]),
+        ("from fallline import _loss", ["fallline._loss"]),
+        ("import fallline\nfallline._loss.mean()", ["fallline._loss"]),
+        ("from fallline.koala import _hidden", ["fallline.koala._hidden"]),
+        ("from fallline import CoolMomentum, __version__", []),
+        ("from fallline.bench.tasks._task import Batch", []),
+    ],
+)
+def test_a_private_name_is_seen(source: str, private: list[str]) -> None:
+    assert private_names(source) == private
+
+
+def test_each_package_says_what_it_is_for_and_what_it_imports() -> None:
+    for path in sorted((SOURCE / "fallline").rglob("__init__.py")):
+        says = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert re.search(r"\bimports\b", says, re.IGNORECASE), path
+        assert len(says) > 60, path
 
 
 # --- what the project says of itself ---
@@ -129,9 +198,15 @@ def test_a_right_arrow_passes(path: str, source: str) -> None:
 
 def test_all_names_what_is_public() -> None:
     public = {
-        name for name, value in vars(fallline).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+        name
+        for name in dir(fallline)
+        if not name.startswith("_") and not isinstance(vars(fallline).get(name), ModuleType)
     }
-    assert set(fallline.__all__) - {"__version__"} == public
+    assert set(fallline.__all__) - {"__version__"} == public == fallline._HOMES.keys()
+    for name, home in fallline._HOMES.items():
+        assert getattr(fallline, name) is getattr(importlib.import_module(f"fallline.{home}"), name)
+    with pytest.raises(AttributeError, match="no attribute 'Adam'"):
+        fallline.Adam  # noqa: B018
     assert len(set(fallline.__all__)) == len(fallline.__all__)
 
 
@@ -233,11 +308,12 @@ def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
 STEPS = """
 import importlib.util
 import torch, fallline
+from fallline import _registry
 
 for name in ("numpy", "scipy", "sklearn", "plotly", "rich", "typer", "pytest"):
     assert importlib.util.find_spec(name) is None, name
 
-for create in map(fallline._registry._find, fallline._registry.OURS):
+for create in map(_registry._find, _registry.OURS):
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = create([p])
     for _ in range(3):

@@ -15,7 +15,7 @@ import pytest
 from referee import Inline
 from scripts import script
 
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.race.store import Store
 from fallline.bench.tasks import get_task
 

@@ -6,7 +6,7 @@ import sqlite3
 
 from stress import hold
 
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.records import Place, Race
 from fallline.bench.race.store import Store

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fallline.bench.common.spaces import Setting
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.protocol.analysis import Results, analyse
 from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import Design

@@ -226,7 +226,7 @@ def test_the_defaults_of_a_method_page_are_those_of_the_class(page: str) -> None
 def test_the_ranges_of_a_method_page_are_those_of_the_race(page: str) -> None:
     pytest.importorskip("scipy")
     from fallline.bench.common.spaces import Range
-    from fallline.bench.contenders.contender import CONTENDERS
+    from fallline.bench.contenders import CONTENDERS
 
     compared = 0
     for kind, name, _, spread in told_defaults(page):

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from fallline import CoolMomentum
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.runs.loop import train
 from fallline.bench.runs.run import Run
 from fallline.bench.tasks import get_task
 from fallline.papers.experiments import EXPERIMENTS, Design, get_experiment
-from fallline.papers.experiments._preset import Preset
+from fallline.papers.experiments._experiment import trials
 from fallline.papers.experiments.coolmomentum_cooling import MATCHED, MatchedSGD
 
-PRESETS = [name for name in EXPERIMENTS if isinstance(get_experiment(name), Preset)]
+PRESETS = [name for name in EXPERIMENTS if get_experiment(name).scaled]
 
 
 def entry_of(preset, case_name, label):
@@ -31,16 +31,15 @@ def test_the_papers_of_the_issue_are_there():
 def test_every_setting_and_every_trial_is_one_that_its_optimizer_takes(name):
     preset = get_experiment(name)
     for scale in ("full", "cpu"):
-        for case in getattr(preset, scale):
-            horizon = get_task(case.task).horizon
-            for entry in case.entries:
-                for settings in preset.candidates(entry, Design(name, scale=scale, trials=5)):
-                    parameters = [nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(3))]
-                    optimizer = get_contender(entry.optimizer).make(parameters, settings, horizon)
-                    group = optimizer.param_groups[0]
-                    for setting, value in settings.items():
-                        if setting in group:
-                            assert group[setting] == value
+        for tuning in preset.tunings(Design(name, scale=scale, trials=5)) if getattr(preset, scale) else ():
+            horizon = get_task(tuning.case.task).horizon
+            for run in tuning.candidates:
+                parameters = [nn.Parameter(torch.ones(4, 3)), nn.Parameter(torch.ones(3))]
+                optimizer = get_contender(run.optimizer).make(parameters, run.settings, horizon)
+                group = optimizer.param_groups[0]
+                for setting, value in run.settings.items():
+                    if setting in group:
+                        assert group[setting] == value
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -113,7 +112,7 @@ def test_arturos_precision_averages_as_derived_for_each_published_setting(preset
 def test_a_method_keeps_the_setting_of_one_initialisation_for_all_others():
     preset = get_experiment("koala-ablation-init")
     design = Design(preset.name, scale="cpu", seeds=1)
-    tried = preset.trial_runs(design)
+    tried = trials(preset.tunings(design))
     assert {run.task for run in tried}.isdisjoint(case.task for case in preset.cpu)
     assert len(tried) == len(preset.cpu[0].entries) * preset.trials
 
@@ -143,7 +142,9 @@ def test_every_trial_of_cooling_has_its_match_among_those_of_sgd():
     preset = get_experiment("coolmomentum-cooling")
     design = Design(preset.name, scale="cpu")
     found = {
-        entry.label: [(one["lr"], one["rho_0"], one["schedule"]) for one in preset.candidates(entry, design)]
+        entry.label: [
+            (one["lr"], one["rho_0"], one["schedule"]) for one in entry.candidates(preset.tries(design), seed=0)
+        ]
         for entry in preset.cpu[0].entries
         if entry.label in ("linear", "SGD as linear")
     }

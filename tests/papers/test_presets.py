@@ -1,4 +1,4 @@
-"""Presets: which runs they ask for, what they choose and tell, and how the command and the records treat them."""
+"""Experiments that train tasks: their runs, what they choose and show, how the command and the records treat them."""
 
 import contextlib
 import json
@@ -21,17 +21,8 @@ from fallline.bench.runs.loop import train
 from fallline.bench.runs.run import Outcome, Run
 from fallline.papers import experiments as repro
 from fallline.papers import repro as command
-from fallline.papers.experiments import Design, listing, reproduce
-from fallline.papers.experiments._preset import (
-    Case,
-    Entry,
-    Preset,
-    final_runs,
-    measured,
-    shortened,
-    told_deviations,
-    trial_run,
-)
+from fallline.papers.experiments import Case, Design, Entry, Experiment, listing, reproduce
+from fallline.papers.experiments._experiment import deviations_at, measured, shortened
 
 SGD = Entry(
     "SGD", "sgd@step-0.1-0.5", {"lr": 0.1, "momentum": 0.9}, {"lr": 10, "momentum": Range(0.05, 0.5, "one minus log")}
@@ -40,7 +31,7 @@ KOALA = Entry("KOALA-M", "koala-m", {"lr": 1.0, "qv": 0.01}, {"lr": 3})
 FIXED = Entry("Adam", "adam@constant", {"lr": 0.001}, source="not published: torch's default")
 
 
-class Tiny(Preset):
+class Tiny(Experiment):
     """Points in four dimensions."""
 
     name: ClassVar[str] = "test_presets:Tiny"
@@ -185,7 +176,7 @@ def test_what_is_wrong_in_a_preset_is_told_when_it_is_written():
     with pytest.raises(ValueError, match="no measure 'perplexty'"):
         Case("a", "digits", (SGD,), "perplexty")
     with pytest.raises(ValueError, match="one name"):
-        type("Twice", (Preset,), {"full": (), "cpu": (Tiny.cpu[0], Tiny.cpu[0])})
+        type("Twice", (Experiment,), {"full": (), "cpu": (Tiny.cpu[0], Tiny.cpu[0])})
 
 
 def test_cases_that_are_tried_elsewhere_share_their_trials(pools):
@@ -249,8 +240,8 @@ def test_the_page_and_the_terminal_show_ours_beside_the_published(tiny):
 
 
 def test_deviations_are_of_their_scale():
-    assert told_deviations(Tiny.deviations, "cpu") == ["It is short.", "Points: real ones."]
-    assert told_deviations(Tiny.deviations, "full") == ["It is long.", "Points: real ones."]
+    assert deviations_at(Tiny.deviations, "cpu") == ["It is short.", "Points: real ones."]
+    assert deviations_at(Tiny.deviations, "full") == ["It is long.", "Points: real ones."]
 
 
 # --- the command ---
@@ -305,13 +296,13 @@ def test_data_that_go_missing_on_the_way_are_no_result_of_a_run(monkeypatch):
         raise listing.MissingData("cifar-10 is not here")
 
     monkeypatch.setattr(Tiny, "run", gone)
-    run = trial_run(Tiny.cpu[0], SGD, SGD.settings, Design(Tiny.name))
+    run = Tiny().tunings(Design(Tiny.name))[0].candidates[0]
     with pytest.raises(reproduce.RaceError, match="cifar-10 is not here"):
         reproduce.attempt(Tiny.name, run)
 
 
 def test_a_run_goes_on_from_its_checkpoint(tmp_path):
-    run = final_runs(Tiny.cpu[0], SGD, SGD.settings, Design(Tiny.name, seeds=1))[0]
+    run = Tiny().tunings(Design(Tiny.name, seeds=1, trials=1))[0].confirming({})[0]
     left = reproduce.Checkpoint(tmp_path / "left.pt", every=0.0)
     outcome = reproduce.attempt(Tiny.name, run, left)
     assert left.path.exists()

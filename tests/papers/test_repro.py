@@ -18,11 +18,13 @@ from fallline.bench.runs.run import Run
 from fallline.bench.tasks.bowl import DIMENSION, EIGENVALUES, Landscape
 from fallline.papers import experiments as repro
 from fallline.papers import repro as command
-from fallline.papers.experiments import lodo_bowl, lodo_memory, lodo_rosenbrock, reproduce, rounding
+from fallline.papers.experiments import lodo_bowl, lodo_memory, reproduce, rounding
+from fallline.papers.experiments._problem import optimizer_of
 from fallline.papers.experiments.lodo_bowl import FLOOR, LodoBowl
 from fallline.papers.experiments.lodo_memory import LodoMemory
 from fallline.papers.experiments.lodo_rosenbrock import LodoRosenbrock
 
+LABELS = {name: entry.line.label for name, entry in LodoBowl.entries().items()}
 CHROMIUM = pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH")
 
 
@@ -96,13 +98,13 @@ def test_the_bowl_s_page_shows_the_numbers_of_its_record(bowl):
     record, page = files(bowl)
     assert record["design"].items() >= {"experiment": "lodo-bowl", "quick": True, "seeds": 2}.items()
     rows = cells(page, "result")
-    assert set(rows) == {lodo_bowl.CONTENDERS[name].line.label for name in record["results"]["contenders"]}
+    assert set(rows) == {LABELS[name] for name in record["results"]["contenders"]}
     for name, entry in record["results"]["contenders"].items():
         mine = [one["outcome"] for one in record["runs"] if one["run"]["optimizer"] == name]
         assert len(mine) == 2
         losses = [outcome["result"]["loss"] for outcome in mine]
         assert entry["measures"]["loss"]["mean"] == pytest.approx(np.mean(losses))
-        row = rows[lodo_bowl.CONTENDERS[name].line.label]
+        row = rows[LABELS[name]]
         assert first_number(row[0]) == pytest.approx(np.mean(losses), rel=2e-2)
         assert "[" in row[0]
         if name.startswith("lodo"):
@@ -172,9 +174,9 @@ def test_the_ablations_are_what_they_are_called():
     torch.manual_seed(0)
     model, draw = Landscape(), torch.Generator()
     made = {
-        name: contender.make(model, contender.settings, draw)
-        for name, contender in lodo_bowl.CONTENDERS.items()
-        if contender.learns
+        entry.label: optimizer_of(entry.optimizer, model.parameters(), entry.settings, draw)
+        for entry in lodo_bowl.ENTRIES
+        if lodo_bowl.learns(entry.label)
     }
     groups = {name: optimizer.param_groups[0] for name, optimizer in made.items()}
     assert all(isinstance(optimizer, LODO) for optimizer in made.values())
@@ -195,7 +197,7 @@ def test_the_whole_bowl_with_one_seed_has_everyone_and_no_interval(runs, tmp_pat
     assert code == 0
     record, page = files(tmp_path)
     rows = cells(page, "result")
-    assert set(rows) == {contender.line.label for contender in lodo_bowl.CONTENDERS.values()}
+    assert set(rows) == {*LABELS.values()}
     assert all("[" not in cell for row in rows.values() for cell in row)
     assert all(label in output for label in rows)
     assert record["results"]["steps"] == 12
@@ -245,14 +247,14 @@ def test_every_search_chooses_its_best_trial(valley):
     rows = cells(page, "result")
     for name, entry in record["results"]["contenders"].items():
         geometric = 10 ** np.mean(np.log10(list(entry["final"].values())))
-        row = rows[lodo_rosenbrock.CONTENDERS[name].line.label]
+        row = rows[LodoRosenbrock.entries()[name].line.label]
         assert row[0].startswith(number(geometric))
         assert row[2] == number(max(entry["final"].values()))
 
 
 def test_the_searches_differ_by_their_seed(valley):
     record, _ = files(valley)
-    for name in lodo_rosenbrock.CONTENDERS:
+    for name in LodoRosenbrock.contenders:
         rates = {
             seed: [
                 one["run"]["settings"]["lr"]

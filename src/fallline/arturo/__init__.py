@@ -1,4 +1,7 @@
-"""arTuRO: weights as a Gaussian, each step bounded by a KL trust region."""
+"""arTuRO: weights as a Gaussian, each step bounded by a KL trust region.
+
+Imports the library's base (`_optimizer`, `_group`, `_settings`, `_shards`, `kernels`), and no other method.
+"""
 
 from .arturo import ArTuRO
 

@@ -1,4 +1,8 @@
-"""KOALA: training as Kalman filtering."""
+"""KOALA: training as Kalman filtering, one variant a file.
+
+Imports the library's base (`_optimizer`, `_loss`, `_group`, `_settings`, `_shards`, `kernels`, `_engine`), and no other
+method.
+"""
 
 from .base import KOALA
 from .metric import MetricKOALA, OrthogonalKOALA

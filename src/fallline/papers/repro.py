@@ -17,7 +17,6 @@ from fallline.bench.race.workers import available_cores, local_pool, visible_dev
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks.data import find
 from fallline.papers.experiments import Design, Experiment, get_experiment
-from fallline.papers.experiments._preset import Preset
 from fallline.papers.experiments.listing import listed
 from fallline.papers.experiments.reproduce import reproduce, write
 from fallline.papers.experiments.watch import Watcher, results_tables
@@ -199,7 +198,7 @@ def checked_design(
     device: str | None,
 ) -> Design:
     """What was asked for, every part of it known to the experiment."""
-    if not isinstance(experiment, Preset):
+    if not experiment.scaled:
         for option, value in (("--cases", cases), ("--trials", trials), ("--device", device)):
             if value is not None:
                 raise typer.BadParameter(f"{name} has no such choice.", param_hint=option)
@@ -213,7 +212,7 @@ def checked_design(
             raise typer.BadParameter(str(mistake), param_hint="--optimizers")
     chosen = tuple(dict.fromkeys(known[one.lower()] for one in words(optimizers)))
     usual = experiment.quick_seeds if quick else experiment.seeds
-    if not isinstance(experiment, Preset):
+    if not experiment.scaled:
         return Design(name, quick, seeds or usual, chosen)
     if scale is Size.full:
         usual = experiment.quick_seeds if quick else experiment.full_seeds
@@ -237,7 +236,7 @@ def checked_design(
 def introduce(experiment: Experiment, design: Design) -> None:
     """Say what will be run, at which scale and where."""
     console.print(Text(f"{experiment.summary[0].upper()}{experiment.summary[1:]}.", style="dim"))
-    if not isinstance(experiment, Preset):
+    if not experiment.scaled:
         return
     if design.quick:
         told = "a few steps of each, to see that all of it works (--quick)"

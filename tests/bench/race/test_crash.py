@@ -20,7 +20,7 @@ from referee import Inline
 from stress import contents, hold
 
 from fallline.bench.protocol.design import Design
-from fallline.bench.race.coordinator import DEATHS, RaceError, attempt, race, work_off
+from fallline.bench.race.coordinator import DEATHS, Checkpoints, RaceError, attempt, race, work_off
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.race.workers import Renewed, local_pool, take_turn, visible_devices
@@ -194,16 +194,18 @@ class Stage(Executor):
 
 def play(store, stage, keys, ahead=3, reached=lambda key: None):
     """Work runs off on a stage; what came of them, in order."""
+    checkpoints = Checkpoints(store)
+    checkpoints.reached = reached
     came = []
     work_off(
         deque(keys),
         lambda key: (Run("task", "optimizer", {}, 0), key),
-        lambda run, key: stage.submit(key),
+        lambda run, checkpoint: stage.submit(checkpoint.path.stem),
         store,
         lambda key, run, same, outcome, known: came.append((key, outcome.status)),
         stage.tick,
+        checkpoints,
         max_pending=ahead,
-        reached=reached,
     )
     return came
 

@@ -15,7 +15,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams.backend_context import Context
 
 from fallline.bench.protocol.records import Place, Race
-from fallline.bench.race.loggers import LOGGERS, Jsonl, Logger, Logging, TensorBoard, Trackio, Wandb, open_loggers
+from fallline.bench.race.loggers import LOGGERS, Events, Jsonl, Logger, Logging, Trackio, Wandb, open_loggers
 from fallline.bench.runs.run import Outcome, Run
 
 RACE = Race(id="0123abcd", design={"tasks": ["digits"], "trials": 2}, setting={}, started_at="2026-01-01T00:00:00")
@@ -80,7 +80,7 @@ def scalars(folder):
 
 
 def test_tensorboard_reads_the_curve_at_its_steps(tmp_path):
-    TensorBoard(tmp_path).run_finished(*case())
+    Events(tmp_path).run_finished(*case())
     assert scalars(tmp_path / "tensorboard/0123abcd/digits-sgd-seed-1") == {
         "train loss": [(10, 0.5), (20, 0.25)],  # what was not measured is not there
         "validation loss": [(0, 2.0), (10, 1.0), (20, 0.5)],
@@ -92,7 +92,7 @@ def test_tensorboard_reads_the_curve_at_its_steps(tmp_path):
 
 
 def test_the_hparams_tab_has_a_column_for_each_optimizer_s_settings(tmp_path):
-    logger = TensorBoard(tmp_path)
+    logger = Events(tmp_path)
     logger.run_finished(*case(optimizer="adam", settings={"lr": 0.5, "eps": None, "floor": float("inf")}))
     logger.run_finished(*case(optimizer="sgd", settings={"lr": 0.25, "momentum": 0.875, "nesterov": True}))
     logger.run_finished(*case(optimizer="wild", settings={"wildness": "high"}, outcome=lost()))
@@ -107,14 +107,14 @@ def test_the_hparams_tab_has_a_column_for_each_optimizer_s_settings(tmp_path):
 
 
 def test_a_run_that_is_tried_again_replaces_its_events(tmp_path):
-    logger = TensorBoard(tmp_path)
+    logger = Events(tmp_path)
     logger.run_finished(*case(outcome=Outcome("diverged", 10, curve={"step": [0.0, 10.0], "train loss": [None, 99.0]})))
     logger.run_finished(*case())
     assert scalars(tmp_path / "tensorboard/0123abcd/digits-sgd-seed-1")["train loss"] == [(10, 0.5), (20, 0.25)]
 
 
 def test_every_run_has_a_folder_of_its_own_whatever_its_names(tmp_path):
-    logger = TensorBoard(tmp_path)
+    logger = Events(tmp_path)
     cases = [
         case(),
         case(number=2),
@@ -135,7 +135,7 @@ def test_every_run_has_a_folder_of_its_own_whatever_its_names(tmp_path):
 
 
 def test_the_means_are_a_table_under_text(tmp_path):
-    logger = TensorBoard(tmp_path)
+    logger = Events(tmp_path)
     logger.race_finished(RACE, {"digits": {"SGD": 9.0}})
     logger.race_finished(RACE, SUMMARY)  # the command was given again
     events = EventAccumulator(str(tmp_path / "tensorboard/0123abcd")).Reload()
@@ -436,7 +436,7 @@ def test_no_loggers_are_no_work():
 
 def test_names_open_loggers_once_each(wandb, trackio, tmp_path):
     opened = open_loggers(" jsonl,TensorBoard,wandb, trackio,,jsonl,JSONL", tmp_path)
-    assert [type(logger) for logger in opened] == [Jsonl, TensorBoard, Wandb, Trackio]
+    assert [type(logger) for logger in opened] == [Jsonl, Events, Wandb, Trackio]
     assert len(LOGGERS) == len(opened)
     assert all(isinstance(logger, Logger) for logger in opened)
     assert open_loggers("", tmp_path) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from fallline.bench.contenders import contender as contenders
+from fallline.bench.contenders import names as contenders
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import smallest_p
 from fallline.bench.race import plan as timing

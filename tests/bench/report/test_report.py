@@ -13,7 +13,7 @@ from referee import Inline, Referee
 from staged import spaced, stage
 
 from fallline.bench.common.numbers import TENTHS, difference, duration, number, size
-from fallline.bench.contenders.contender import CONTENDERS
+from fallline.bench.contenders import CONTENDERS
 from fallline.bench.protocol.analysis import TAUS
 from fallline.bench.protocol.changes import changes
 from fallline.bench.protocol.comparison import Alarm

@@ -8,7 +8,7 @@ import torch
 from referee import Inline
 from stress import Interrupted, Noisy, hold, numbers
 
-from fallline.bench.contenders.contender import CONTENDERS, get_contender
+from fallline.bench.contenders import CONTENDERS, get_contender
 from fallline.bench.race.store import Store
 from fallline.bench.runs import checkpoint as module
 from fallline.bench.runs.checkpoint import Checkpoint, Unsaved, load

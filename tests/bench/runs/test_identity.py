@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.race.coordinator import rundown
 from fallline.bench.runs import identity
 from fallline.bench.runs.identity import checksum, digest, fingerprint, run_key, sources

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 import fallline
 from fallline.bench.common.seeds import derive, generator
-from fallline.bench.contenders.contender import get_contender, under_schedules
-from fallline.bench.contenders.schedules import lr_factor
+from fallline.bench.contenders import get_contender, lr_factor, under_schedules
 from fallline.bench.runs.loop import STATISTICS, statistics_anew, train
 from fallline.bench.runs.run import Run
 from fallline.bench.tasks import get_task

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import fallline
 from fallline.bench.cli.train import train as train_command
-from fallline.bench.contenders.schedules import lr_factor
+from fallline.bench.contenders import lr_factor
 from fallline.bench.runs.checkpoint import load
 from fallline.bench.runs.loggers import open_logs
 from fallline.bench.runs.loop import train as race_loop

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fallline.bench.common.seeds import generator, seed_torch
-from fallline.bench.contenders.contender import get_contender
+from fallline.bench.contenders import get_contender
 from fallline.bench.runs.checkpoint import Checkpoint
 from fallline.bench.runs.loop import Gradients, train
 from fallline.bench.runs.run import Run

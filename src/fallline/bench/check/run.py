@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from fallline.bench.check.child import read_subject
 from fallline.bench.check.limits import Limits, Tree
-from fallline.bench.check.promise import Promise
 from fallline.bench.check.promises import PROMISES
+from fallline.bench.check.promises._promise import Promise
 from fallline.bench.check.subject import Loss, Subject, get_subject
 from fallline.bench.check.trial import READY, SUBJECT, Outcome, Verdict
 

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 import fallline
-from fallline.bench.check.promise import Promise
 from fallline.bench.check.promises import GROUPS, PROMISES
+from fallline.bench.check.promises._promise import Promise
 from fallline.bench.check.subject import Subject
 from fallline.bench.check.trial import Outcome, Verdict
 

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import torch
 
-from fallline.bench.check.promise import Promise
+from fallline.bench.check.promises._promise import Promise
 from fallline.bench.check.subject import Subject
 
 READY = "ready"

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from fallline.bench.check import show
 from fallline.bench.check.limits import Limits, watched
-from fallline.bench.check.promise import Promise
 from fallline.bench.check.promises import GROUPS, PROMISES
+from fallline.bench.check.promises._promise import Promise
 from fallline.bench.check.run import check as run_check
 from fallline.bench.check.run import described
 from fallline.bench.check.subject import Loss, Subject, parse_settings

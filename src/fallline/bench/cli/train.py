@@ -15,8 +15,7 @@ import typer
 from fallline.bench.check.subject import parse_settings
 from fallline.bench.cli.terminal import checked_device
 from fallline.bench.cli.training import run
-from fallline.bench.contenders.contender import spelled
-from fallline.bench.contenders.schedules import Drops, parse_drops
+from fallline.bench.contenders import Drops, parse_drops, spelled
 from fallline.bench.runs.loggers import checked
 from fallline.bench.runs.plan import Plan, contender_of, default_out, task_of
 from fallline.bench.runs.processes import launch, started_by_others

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fallline.bench.common.seeds import derive, generator, seed_torch
 from fallline.bench.common.spaces import Setting, as_plain
-from fallline.bench.contenders.contender import Contender, entered, get_contender
+from fallline.bench.contenders import Contender, entered, get_contender
 from fallline.bench.protocol.comparison import ContenderResult, compare
 from fallline.bench.protocol.design import (
     CONFIRMATION,
@@ -97,7 +97,6 @@ def race(
     """
     progress, entrants = line_up(design)
     written = write_down(design, store, progress, entrants, about)
-    folder = store.path.resolve().parent / "checkpoints"  # workers may be at home elsewhere
     queue = deque(
         Place(task, name, stage, number)
         for track, stage, count in (("defaults", DEFAULTS, design.seeds), ("tuned", TRIAL, design.first_trials))
@@ -137,35 +136,11 @@ def race(
             if stale or planned(place)[1] != key:
                 store.withdraw(written.id, place)
 
-    def submit(run: Run, key: str) -> Future[Outcome]:
-        code = entrants[run.task, run.optimizer].code
-        return executor.submit(attempt, run, code, Checkpoint(folder / f"{key}.pt", checkpoint_every))
+    def submit(run: Run, checkpoint: Checkpoint) -> Future[Outcome]:
+        return executor.submit(attempt, run, entrants[run.task, run.optimizer].code, checkpoint)
 
-    def stored(key: str) -> None:
-        for leftover in folder.glob(f"*{key}*"):  # of a worker that was killed as it wrote, too
-            leftover.unlink(missing_ok=True)
-
-    def reached(key: str) -> int | None:
-        with contextlib.suppress(OSError):
-            return (folder / f"{key}.pt").stat().st_mtime_ns
-        return None
-
-    for key in {leftover.name.strip(".").partition(".")[0] for leftover in folder.glob("*.pt*")}:
-        if store.find(key):  # a coordinator was killed before it had cleared up
-            stored(key)
-    work_off(
-        queue,
-        planned,
-        submit,
-        store,
-        record,
-        lambda: on_progress(progress),
-        max_pending=max_pending,
-        stored=stored,
-        reached=reached,
-    )
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # unless something is in it
+    checkpoints = Checkpoints(store, checkpoint_every)
+    work_off(queue, planned, submit, store, record, lambda: on_progress(progress), checkpoints, max_pending=max_pending)
     return written
 
 
@@ -204,17 +179,47 @@ def undecided(progress: RaceProgress, task: str) -> list[Place]:
     return more
 
 
+class Checkpoints:
+    """The checkpoints of the runs in hand, in a folder beside the records. Those of runs that are recorded go."""
+
+    def __init__(self, store: Store, every: float = CHECKPOINT_EVERY) -> None:
+        self.every = every
+        self.folder = store.path.resolve().parent / "checkpoints"  # workers may be at home elsewhere
+        for key in {leftover.name.strip(".").partition(".")[0] for leftover in self.folder.glob("*.pt*")}:
+            if store.find(key):  # a coordinator was killed before it had cleared up
+                self.drop(key)
+
+    def of(self, key: str) -> Checkpoint:
+        """The checkpoint of a run."""
+        return Checkpoint(self.folder / f"{key}.pt", self.every)
+
+    def reached(self, key: str) -> int | None:
+        """How far a run has come, as a number that changes with each checkpoint; None where there is none."""
+        with contextlib.suppress(OSError):
+            return self.of(key).path.stat().st_mtime_ns
+        return None
+
+    def drop(self, key: str) -> None:
+        """Delete what a run has left."""
+        for leftover in self.folder.glob(f"*{key}*"):  # of a worker that was killed as it wrote, too
+            leftover.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Delete the folder, unless something is in it."""
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
 def work_off(
     queue: deque[T],
     plan: Callable[[T], tuple[Run, str]],
-    submit: Callable[[Run, str], Future[Outcome]],
+    submit: Callable[[Run, Checkpoint], Future[Outcome]],
     store: Store,
     record: Callable[[T, Run, str, Outcome, bool], None],
-    tick: Callable[[], None],
+    on_tick: Callable[[], None],
+    checkpoints: Checkpoints,
     *,
     max_pending: int,
-    stored: Callable[[str], None] = lambda key: None,
-    reached: Callable[[str], Any] = lambda key: None,
 ) -> None:
     """Run all that a queue holds and that the records do not; what has run once is never run again.
 
@@ -225,13 +230,12 @@ def work_off(
     Args:
         queue: what to do; `record` may add to it.
         plan: the run that an item asks for, and its key.
-        submit: hands a run, and its key, to a worker.
+        submit: hands a run, and where it keeps its checkpoint, to a worker.
         store: the records.
         record: called with what came of an item, and whether the records knew it.
-        tick: called after each run at least.
+        on_tick: called after each run at least.
+        checkpoints: the checkpoints of the runs.
         max_pending: runs to hand out at a time.
-        stored: called with the key of a run that is written down.
-        reached: how far the run of a key has come, if that is known.
 
     Raises:
         RaceError: run after run dies with its worker, or a worker raised it.
@@ -243,12 +247,12 @@ def work_off(
     """Whether the run in hand is a suspect, which runs alone."""
 
     deaths: Counter[str] = Counter()
-    last_seen: dict[str, Any] = {}
+    last_reached: dict[str, int | None] = {}
     given_up = 0
 
     def finish(item: T, run: Run, key: str, outcome: Outcome) -> None:
         outcome = store.add(key, run, outcome)
-        stored(key)
+        checkpoints.drop(key)
         record(item, run, key, outcome, False)
 
     def collect(futures: set[Future[Outcome]]) -> None:
@@ -265,8 +269,9 @@ def work_off(
                 raise error
             blamed = not isinstance(error, BrokenExecutor | CancelledError)
             if alone or blamed:
-                further = reached(key) != last_seen.get(key)
-                deaths[key], last_seen[key] = 1 if further else deaths[key] + 1, reached(key)
+                reached = checkpoints.reached(key)
+                deaths[key] = 1 if reached != last_reached.get(key) else deaths[key] + 1
+                last_reached[key] = reached
             if deaths[key] < DEATHS:
                 if blamed:
                     queue.append(work[0])
@@ -284,7 +289,7 @@ def work_off(
             finish(*work, Outcome("failed", steps=0, reason=f"{why}: {cause}"))
 
     def hand_out(item: T, run: Run, key: str) -> None:
-        pending[submit(run, key)] = item, run, key
+        pending[submit(run, checkpoints.of(key))] = item, run, key
 
     def fill() -> None:
         while queue and len(pending) < max_pending:
@@ -306,14 +311,15 @@ def work_off(
                     hand_out(*suspects.popleft())
             if not suspects and not alone:
                 fill()
-            tick()
+            on_tick()
             if pending:
                 collect(wait(pending, timeout=0.5, return_when=FIRST_COMPLETED).done)
     finally:
         for future, work in pending.items():
             if future.done() and not future.cancelled() and not future.exception():
                 finish(*work, future.result())
-    tick()
+    on_tick()
+    checkpoints.close()
 
 
 def line_up(design: Design) -> tuple[RaceProgress, Entrants]:

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from fallline.bench.common.numbers import duration, listed
 from fallline.bench.common.seeds import generator, seed_torch
-from fallline.bench.contenders.contender import entered, get_contender
+from fallline.bench.contenders import entered, get_contender
 from fallline.bench.protocol.design import Design
 from fallline.bench.protocol.stats import ALPHA, fewest_seeds
 from fallline.bench.runs.loop import Gradients, evaluate, to_device

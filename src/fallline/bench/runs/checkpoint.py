@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fallline.bench.common.files import replacing
 from fallline.bench.common.plain import Misfit, check
-from fallline.bench.contenders.contender import AnyOptimizer, Team
+from fallline.bench.contenders import AnyOptimizer, Team
 from fallline.bench.runs.processes import Processes
 from fallline.bench.runs.run import Outcome
 

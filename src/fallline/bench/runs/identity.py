@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 import fallline
+from fallline.bench import contenders
 from fallline.bench.common import seeds
-from fallline.bench.contenders import contender as contenders
 from fallline.bench.contenders import schedules
 from fallline.bench.runs import loop
 from fallline.bench.runs import run as outcomes

@@ -1,32 +1,39 @@
-"""Where the numbers of a run go while it trains: lines of JSON, TensorBoard, Weights & Biases, trackio.
+"""Where the numbers of a run go: lines of JSON, TensorBoard, Weights & Biases, trackio.
 
-The loggers of `fallline.bench.race.loggers` are told of a run when it is over; these, every so many steps.
+`fallline train` writes to them while a run goes on, a race when a run is over and has come back from its worker.
 """
 
 import importlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from fallline.bench.common.files import append, put
 from fallline.bench.common.names import unknown
-from fallline.bench.race.loggers import PROJECT, library, plain
+
+PROJECT = "fallline"
+"""The project at Weights & Biases (unless WANDB_PROJECT names another) and in trackio."""
 
 Scalars = Mapping[str, float]
 
 
-class Log(Protocol):
-    """Someone who is told numbers; any of these may raise, and the run goes on without that log."""
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        """What was seen at a step."""
+class Closing(Protocol):
+    """What has to be closed."""
 
     def close(self) -> None:
         """Nothing more comes."""
+
+
+class Log(Closing, Protocol):
+    """Takes the numbers of one run; any of these may raise, and the run goes on without that log."""
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Take what was measured at a step."""
 
 
 class Jsonl:
@@ -45,14 +52,17 @@ class Jsonl:
 
 
 class TensorBoard:
-    """Events in the folder `tensorboard`, on the disk after each look."""
+    """Events in a folder, on the disk after each look."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+    def __init__(self, folder: Path, step: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
-        if not step:
-            self.writer.add_text("settings", "\n".join(f"- {name}: {value}" for name, value in settings.items()))
+        self.writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
+
+    def summary(self, value: Any) -> None:
+        """Write a summary as torch makes it."""
+        files: Any = self.writer.file_writer
+        files.add_summary(value)
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Write a point of each curve."""
@@ -65,60 +75,81 @@ class TensorBoard:
         self.writer.close()
 
 
-class Tracker:
-    """A run of Weights & Biases or of trackio."""
+class Tracked:
+    """A run of Weights & Biases or of trackio, whose interfaces are alike."""
 
-    def __init__(self, package: str, folder: Path, settings: Mapping[str, Any], step: int) -> None:
-        with redirect_stdout(io.StringIO()):  # trackio's lines would tear the display
-            self.package = library(package)
-            more = {"dir": str(folder)} if package == "wandb" else {}
-            project = os.environ.get("WANDB_PROJECT", PROJECT)
-            self.package.init(project=project, name=folder.name, config=plain(settings), **more)
+    def __init__(self, package: str, project: str, name: str, config: Mapping[str, Any], **more: Any) -> None:
+        with redirect_stdout(io.StringIO()):  # trackio prints lines that would tear the display
+            tracker = library(package)
+            run = tracker.init(project=project, name=name, config=config, **more)
+            # trackio's package stands for the run: what a run's own `finish` ends is ended again at exit.
+            self.run = tracker if package == "trackio" else run
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Log what was seen."""
+        """Log what was measured."""
         with redirect_stdout(io.StringIO()):
-            self.package.log(dict(scalars), step=step)
+            self.run.log(dict(scalars), step=step)
 
     def close(self) -> None:
         """Finish the run."""
         with redirect_stdout(io.StringIO()):
-            self.package.finish()
+            self.run.finish()
+
+
+def _events(folder: Path, settings: Mapping[str, Any], step: int) -> Log:
+    log = TensorBoard(folder / "tensorboard", step)
+    if not step:
+        log.writer.add_text("settings", "\n".join(f"- {name}: {value}" for name, value in settings.items()))
+    return log
+
+
+def _tracked(package: str, folder: Path, settings: Mapping[str, Any]) -> Log:
+    more = {"dir": str(folder)} if package == "wandb" else {}
+    return Tracked(package, os.environ.get("WANDB_PROJECT", PROJECT), folder.name, plain(settings), **more)
 
 
 LOGS: dict[str, Callable[[Path, Mapping[str, Any], int], Log]] = {
     "jsonl": Jsonl,
-    "tensorboard": TensorBoard,
-    "wandb": lambda *arguments: Tracker("wandb", *arguments),
-    "trackio": lambda *arguments: Tracker("trackio", *arguments),
+    "tensorboard": _events,
+    "wandb": lambda folder, settings, step: _tracked("wandb", folder, settings),
+    "trackio": lambda folder, settings, step: _tracked("trackio", folder, settings),
 }
+"""Logs of `fallline train`, by name: of a folder, the settings, and the step after which the run begins."""
+
+T = TypeVar("T", bound=Closing)
 
 
-class Logs:
+class Several(Generic[T]):
     """Several logs as one. One that fails is complained about, once, and dropped."""
 
-    def __init__(self, logs: Iterable[Log], complain: Callable[[str], None]) -> None:
-        self.logs, self.complain = list(logs), complain
+    failed = "the log {} has failed and is written no more; the run goes on ({})"
 
-    def write(self, step: int, scalars: Scalars) -> None:
-        """Tell each log."""
-        for log in self.logs[:]:
+    def __init__(self, members: Iterable[T], complain: Callable[[str], None]) -> None:
+        self.members, self.complain = list(members), complain
+
+    def each(self, call: Callable[[T], None]) -> None:
+        """Call something of each."""
+        for member in self.members[:]:
             try:
-                log.write(step, scalars)
+                call(member)
             except Exception as error:
-                self.logs.remove(log)
+                self.members = [other for other in self.members if other is not member]
                 with suppress(Exception):
-                    log.close()
-                self.complain(
-                    f"the log {type(log).__name__} has failed and is written no more; the run goes on "
-                    f"({type(error).__name__}: {error})"
-                )
+                    member.close()
+                self.complain(self.failed.format(type(member).__name__, f"{type(error).__name__}: {error}"))
 
     def close(self) -> None:
-        """Close each log."""
-        for log in self.logs:
-            with suppress(Exception):
-                log.close()
+        """Close each, once."""
+        self.each(lambda member: member.close())
+        self.members = []
+
+
+class Logs(Several[Log]):
+    """The logs of a run."""
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        """Hand the numbers to each log."""
+        self.each(lambda log: log.write(step, scalars))
 
 
 def checked(names: str) -> list[str]:
@@ -174,3 +205,20 @@ def _is_until(line: str, step: int) -> bool:
         return bool(json.loads(line)["step"] <= step)
     except (ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+def library(name: str) -> Any:
+    """A package that offers `init`; `ImportError` without."""
+    package = importlib.import_module(name)
+    if not hasattr(package, "init"):  # a folder of that name, and wandb leaves one behind, passes for a package
+        raise ImportError(f"No package named {name!r}, only a folder")
+    return package
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that every format can hold; what is no text, truth value or finite number is given as text."""
+
+    def holds(value: object) -> bool:
+        return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+
+    return {name: value if holds(value) else str(value) for name, value in values.items()}

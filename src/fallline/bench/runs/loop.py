@@ -23,8 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import fallline
 from fallline.bench.common.seeds import generator, seed_torch
-from fallline.bench.contenders.contender import AnyOptimizer
-from fallline.bench.contenders.schedules import lr_factor
+from fallline.bench.contenders import AnyOptimizer, lr_factor
 from fallline.bench.runs.checkpoint import HIDDEN, Checkpoint, Unsaved, discard, load, restore, save
 from fallline.bench.runs.plan import Plan, contender_of, differences, identity, plan_of, task_of
 from fallline.bench.runs.processes import Processes

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fallline.bench.common.files import stem
-from fallline.bench.contenders.contender import Contender, get_contender
-from fallline.bench.contenders.schedules import Drops, spell_drops
+from fallline.bench.contenders import Contender, Drops, get_contender, spell_drops
 from fallline.bench.runs.run import Run
 from fallline.bench.tasks import Schedule, Task, get_task
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 import fallline
-from fallline.koala.base import KOALA
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def readings(optimizer: Any) -> dict[str, float]:
         found["P"] = optimizer.covariance[0, 0]
     elif isinstance(optimizer, fallline.VanillaKOALA):
         found["P"] = optimizer.covariance
-    if isinstance(optimizer, KOALA):
+    if isinstance(optimizer, fallline.KOALA):
         found["R"] = optimizer.measurement_noise
     if isinstance(optimizer, fallline.CoolMomentum):
         found |= {"rho": optimizer.rho.mean(), "temperature": optimizer.kinetic_temperature.mean()}

@@ -1,4 +1,7 @@
-"""The tasks by name. A task is one class in one file; `get_task` also takes `my_task.py` and `package.module:Class`."""
+"""The tasks by name: what is trained. A task is one class in one file.
+
+`get_task` also takes `my_task.py` and `package.module:Class`. Imports `common`, and its own data and networks.
+"""
 
 import importlib
 import inspect

@@ -1,7 +1,8 @@
 """The papers' claims as tests of science: `fallline repro --claims`.
 
 A claim is a sentence with a source, a criterion that is fixed in code before anything is measured, and a measurement by
-the library's own optimizers. One that does not hold is shown as such: it is a finding.
+the library's own optimizers. One that does not hold is shown as such: it is a finding. Imports the experiments, the
+tool and the library.
 """
 
 from collections.abc import Sequence

@@ -7,8 +7,8 @@ from typing import Any
 import fallline
 from fallline.bench.common.plain import read
 from fallline.papers.claims._claim import Effort, Measured, mean_of
-from fallline.papers.experiments._experiment import Record
 from fallline.papers.experiments.listing import RECORDS, how
+from fallline.papers.experiments.page import Record
 from fallline.papers.experiments.reproduce import stem_of
 
 

@@ -13,7 +13,7 @@ from fallline.bench.common.seeds import generator
 from fallline.bench.tasks.bowl import EIGENVALUES as PUBLISHED
 from fallline.papers.claims._claim import DERIVED, Claim, Criterion, Effort, Measured, exact, mean_of
 from fallline.papers.claims._records import missing, record_of, told
-from fallline.papers.experiments.lodo_bowl import CONTENDERS, hessian_error
+from fallline.papers.experiments.lodo_bowl import REFERENCE, hessian_error
 
 PAPER = "Liao et al. 2023"
 
@@ -301,7 +301,7 @@ def inverse_bowl(effort: Effort) -> Measured:
     if len(errors) < 2:
         return Measured((), told(record), "the record has too few runs of LODO")
     rate = best_rate(PUBLISHED.diag())
-    reference = float(CONTENDERS["lodo"].reference[1].split()[0])
+    reference = float(REFERENCE["lodo"][1].split()[0])
     details = {"steps": record["results"]["steps"], "‖I − G H‖ / √n of the best rate": rate}
     details |= {"by the best rate's, 100,000 steps of an earlier program of ours": reference / rate}
     reading = mean_of("‖I − G H‖ by the best rate's", [error / rate for error in errors])

@@ -1,12 +1,13 @@
 """The papers' own experiments by name. One is one class in one file.
 
-`get_experiment` also takes `package.module:Class`.
+`get_experiment` also takes `package.module:Class`. Imports the tool and the library, not the claims and the pictures.
 """
 
 from functools import cache
 
 from fallline.bench.common.names import make
-from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages
+from fallline.papers.experiments._experiment import Case, Design, Done, Entry, Experiment, Stages
+from fallline.papers.experiments.page import Record
 
 EXPERIMENTS = {
     "arturo-cifar": "fallline.papers.experiments.arturo_cifar:ArturoCifar",
@@ -32,4 +33,4 @@ def get_experiment(name: str) -> Experiment:
     return experiment
 
 
-__all__ = ["EXPERIMENTS", "Design", "Done", "Experiment", "Record", "Stages", "get_experiment"]
+__all__ = ["EXPERIMENTS", "Case", "Design", "Done", "Entry", "Experiment", "Record", "Stages", "get_experiment"]

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from fallline.papers.experiments._preset import Case, Preset
+from fallline.papers.experiments._experiment import Case, Experiment
 from fallline.papers.experiments.arturo_fmnist import NOT_FOUND, PAPER, entries
 
 CNN = {
@@ -33,7 +33,7 @@ RESNET34 = {
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
-class ArturoCifar(Preset):
+class ArturoCifar(Experiment):
     """arTuRO against SGD, Adam and AdamW on CIFAR-10 and CIFAR-100."""
 
     name: ClassVar[str] = "arturo-cifar"

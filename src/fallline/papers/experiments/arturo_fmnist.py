@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from fallline.arturo.arturo import PUBLISHED
 from fallline.bench.common.spaces import Range, Setting
-from fallline.papers.experiments._preset import Case, Entry, Preset
+from fallline.papers.experiments._experiment import Case, Entry, Experiment
 
 PAPER = (
     "Dahlinger, Becker, Hüttenrauch and Neumann, Information-Theoretic Trust Regions for Stochastic Gradient-Based "
@@ -78,7 +78,7 @@ RESNET18 = entries(
 )
 
 
-class ArturoFashion(Preset):
+class ArturoFashion(Experiment):
     """arTuRO against SGD, Adam and AdamW on Fashion-MNIST."""
 
     name: ClassVar[str] = "arturo-fmnist"

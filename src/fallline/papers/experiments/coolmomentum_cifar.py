@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from fallline.bench.common.spaces import Range
-from fallline.papers.experiments._preset import Case, Entry, Preset
+from fallline.papers.experiments._experiment import Case, Entry, Experiment
 
 PAPER = (
     "Borysenko and Byshkin, CoolMomentum: a method for stochastic optimization by Langevin dynamics with simulated "
@@ -40,7 +40,7 @@ ENTRIES = (
 )
 
 
-class CoolMomentumCifar(Preset):
+class CoolMomentumCifar(Experiment):
     """CoolMomentum without a schedule against Adam and SGD with one."""
 
     name: ClassVar[str] = "coolmomentum-cifar"

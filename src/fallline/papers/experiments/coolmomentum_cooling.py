@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fallline.bench.common.spaces import Choice, Range, Setting
 from fallline.coolmomentum import SCHEDULES
-from fallline.papers.experiments._preset import Case, Entry, Preset
+from fallline.papers.experiments._experiment import Case, Entry, Experiment
 from fallline.papers.experiments.coolmomentum_cifar import PAPER
 
 
@@ -136,7 +136,7 @@ def case(epochs: int, linear: float, exponential: float, which: str) -> Case:
     )
 
 
-class CoolMomentumCooling(Preset):
+class CoolMomentumCooling(Experiment):
     """Two ways to cool, against SGD with a learning rate that falls as theirs does."""
 
     name: ClassVar[str] = "coolmomentum-cooling"

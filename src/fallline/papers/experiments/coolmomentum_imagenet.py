@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-from fallline.papers.experiments._preset import Case, Entry, Preset
+from fallline.papers.experiments._experiment import Case, Entry, Experiment
 from fallline.papers.experiments.coolmomentum_cifar import PAPER
 
 
-class CoolMomentumImageNet(Preset):
+class CoolMomentumImageNet(Experiment):
     """CoolMomentum against RMSprop."""
 
     name: ClassVar[str] = "coolmomentum-imagenet"

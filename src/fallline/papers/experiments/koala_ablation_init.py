@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from fallline.papers.experiments._preset import Case, Preset
+from fallline.papers.experiments._experiment import Case, Experiment
 from fallline.papers.experiments.koala_cifar import DROPS, PAPER, entries
 
 SCHEMES = {
@@ -42,7 +42,7 @@ def small(scheme: str) -> Case:
     )
 
 
-class KoalaAblationInit(Preset):
+class KoalaAblationInit(Experiment):
     """SGD and KOALA-M from four initialisations."""
 
     name: ClassVar[str] = "koala-ablation-init"

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from fallline.bench.common.spaces import Range
-from fallline.papers.experiments._preset import Case, Entry, Preset
+from fallline.papers.experiments._experiment import Case, Entry, Experiment
 
 PAPER = "Davtyan, Sameni, Cerkezi, Meishvili, Bielski and Favaro, KOALA, AAAI 2022, arXiv 2107.03331"
 
@@ -106,7 +106,7 @@ def case(data: str, network: str, epochs: int) -> Case:
     return Case(name, f"{data}-{network}@epochs={epochs},batch=128", found, "error", published, source)
 
 
-class KoalaCifar(Preset):
+class KoalaCifar(Experiment):
     """KOALA-M against SGD and Adam on CIFAR-10 and CIFAR-100."""
 
     name: ClassVar[str] = "koala-cifar"

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 from fallline.bench.common.spaces import Range
-from fallline.papers.experiments._preset import Case, Entry, Preset
+from fallline.papers.experiments._experiment import Case, Entry, Experiment
 from fallline.papers.experiments.koala_cifar import PAPER
 
 TEXTS = {"ptb": "Penn Treebank", "wikitext2": "WikiText-2"}
@@ -63,7 +63,7 @@ def case(text: str, network: str) -> Case:
     )
 
 
-class KoalaLanguage(Preset):
+class KoalaLanguage(Experiment):
     """KOALA-M against SGD and Adam on words."""
 
     name: ClassVar[str] = "koala-lm"

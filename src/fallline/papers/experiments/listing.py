@@ -9,8 +9,7 @@ from typing import Any, NotRequired, TypedDict
 from fallline.bench.common.plain import Misfit, read
 from fallline.bench.tasks.data import MissingData, find
 from fallline.papers.experiments import EXPERIMENTS, Design, Experiment, get_experiment
-from fallline.papers.experiments._experiment import Record
-from fallline.papers.experiments._preset import Preset
+from fallline.papers.experiments.page import Record
 from fallline.papers.experiments.reproduce import stem_of
 
 RECORDS = Path("benchmarks") / "records"
@@ -83,7 +82,7 @@ def records(name: str, folders: Sequence[Path], complain: Callable[[str], None])
 def data(experiment: Experiment) -> str:
     """The sets that it needs, and which of them are not there; first what its CPU scale needs, if it has one."""
     whole = experiment.needs()
-    if not isinstance(experiment, Preset) or not experiment.cpu:
+    if not experiment.scaled or not experiment.cpu:
         return ", ".join(map(told, whole)) or "none"
     small = experiment.needs(Design(experiment.name, scale="cpu"))
     more = [name for name in whole if name not in small]
@@ -108,7 +107,7 @@ def there(name: str) -> bool:
 def cpu_time(experiment: Experiment, found: Sequence[tuple[Path, Record]]) -> str:
     """At CPU scale from its record, else as estimated; and at the published size."""
     whole = experiment.cpu_time
-    if not isinstance(experiment, Preset):
+    if not experiment.scaled:
         times = [measured(record) for _, record in found if not record["design"]["quick"]]
         return times[0] if times else whole
     times = [measured(record) for _, record in found if is_cpu_scale(record)]
@@ -124,7 +123,7 @@ def cpu_time(experiment: Experiment, found: Sequence[tuple[Path, Record]]) -> st
 
 def gpu_time(experiment: Experiment) -> str:
     """Of the whole experiment."""
-    return f"full scale {experiment.gpu_time}" if isinstance(experiment, Preset) else experiment.gpu_time
+    return f"full scale {experiment.gpu_time}" if experiment.scaled else experiment.gpu_time
 
 
 def is_cpu_scale(record: Record) -> bool:

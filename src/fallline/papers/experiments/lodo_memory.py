@@ -4,21 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
-
-from fallline import LODO
-from fallline.bench.common.numbers import describe
-from fallline.bench.common.seeds import generator, seed_torch
+from fallline.bench.common.numbers import describe, plural
 from fallline.bench.common.spaces import Setting
-from fallline.bench.protocol.stats import Interval, interval
 from fallline.bench.runs.loop import state_bytes
 from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.bowl import DIMENSION, Bowl, Landscape
-from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages
-from fallline.papers.experiments.lodo_bowl import TUNED, digits
-from fallline.papers.experiments.page import Page, Row, Section, Table
+from fallline.papers.experiments._experiment import Case, Design, Done, Entry
+from fallline.papers.experiments._problem import MAKERS, Problem, estimated, settings_of
+from fallline.papers.experiments.lodo_bowl import TUNED, Chase
+from fallline.papers.experiments.page import Page, Record, Row, Section, Table, digits, lost_of
 
-SGD: Mapping[str, Setting] = {"meta_optimizer": "sgd", "meta_lr": 5e-3}
 WAYS: Mapping[str, Mapping[str, Setting]] = {
     "as published": {},
     "larger blocks": {"block_size": 8, "depth": 8},
@@ -30,12 +25,12 @@ WAYS: Mapping[str, Mapping[str, Setting]] = {
         "depth": 4,
         "second_moment": "block",
     },
-    "SGD for theta": SGD,
+    "SGD for theta": {"meta_optimizer": "sgd", "meta_lr": 5e-3},
 }
 """What differs from the tuned LODO."""
 
 
-class LodoMemory(Experiment):
+class LodoMemory(Problem):
     """LODO with less state, on the noisy bowl."""
 
     name: ClassVar[str] = "lodo-memory"
@@ -43,74 +38,56 @@ class LodoMemory(Experiment):
         "LODO on the noisy bowl with larger blocks, less depth, a second moment a block, or SGD for its network: bytes "
         "of state and loss; 10,000 steps, with --quick 2,000"
     )
-    contenders: ClassVar[tuple[str, ...]] = tuple(WAYS)
+    cpu: ClassVar[tuple[Case, ...]] = (
+        Case(
+            "the noisy bowl",
+            "repro:lodo-memory",
+            tuple(Entry(way, way, {**TUNED, **changes}) for way, changes in WAYS.items()),
+            "loss",
+        ),
+    )
     seeds: ClassVar[int] = 4
     steps: ClassVar[int] = 10_000
     quick_steps: ClassVar[int] = 2000
 
-    def stages(self, design: Design) -> Stages:
-        """One: every way on the same bowls."""
-        steps = self.quick_steps if design.quick else self.steps
-        yield [
-            Run(f"repro:{self.name}", way, {**TUNED, **changes, "steps": steps}, seed, test=True)
-            for way, changes in WAYS.items()
-            if way in (design.optimizers or WAYS)
-            for seed in range(design.seeds)
-        ]
-
     def run(self, run: Run) -> Outcome:
-        """Follow the minimum. Basis and steps of the minimum come from the seed alone, so all see the same."""
-        settings: dict[str, Any] = dict(run.settings)
-        steps = settings.pop("steps")
-        minima = Bowl().batches(generator(run.seed, "order"))
-        seed_torch(run.seed, "init")
-        model = Landscape()
-        optimizer = LODO(model.parameters(), generator=generator(run.seed, "network"), **settings)
-        losses = torch.zeros(steps, dtype=torch.float64)
-        for step in range(steps):
-            loss = model(next(minima)).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses[step] = loss.detach()
-        score = losses[-(steps // 10) :].mean().item()
-        if not math.isfinite(score):
-            return Outcome("diverged", steps, "the loss is not finite")
-        return Outcome("finished", steps, score=score, result={"loss": score}, state_bytes=state_bytes(optimizer))
+        """Follow the minimum, the same for all."""
+        chase = Chase(run, "lodo")
+        for _ in chase:
+            pass
+        if not math.isfinite(chase.score):
+            return Outcome("diverged", chase.steps, "the loss is not finite")
+        size = state_bytes(chase.optimizer)
+        return Outcome("finished", chase.steps, score=chase.score, result={"loss": chase.score}, state_bytes=size)
 
     def code(self) -> Sequence[Any]:
         """What makes a run's numbers."""
-        return Bowl, Landscape, LodoMemory.run
+        return (Bowl, Landscape, Chase, *MAKERS.values(), LodoMemory.run)
 
     def results(self, design: Design, done: Sequence[Done]) -> dict[str, Any]:
         """By way: settings, bytes a parameter, the loss with its interval over seeds."""
-        ways: dict[str, Any] = {}
-        for way in WAYS:
-            runs = [(run, outcome) for run, outcome in done if run.optimizer == way]
-            if not runs:
-                continue
-            kept = [outcome for _, outcome in runs if not outcome.lost]
-            found = interval([outcome.result["loss"] for outcome in kept])
-            ways[way] = {
-                "settings": {key: value for key, value in runs[0][0].settings.items() if key != "steps"},
-                "bytes": kept[0].state_bytes / DIMENSION if kept else None,
-                "lost": len(runs) - len(kept),
-                "loss": vars(found) if found else None,
+        ways = {
+            one.entry.label: {
+                "settings": settings_of(one),
+                "bytes": one.kept[0].state_bytes / DIMENSION if one.kept else None,
+                "lost": one.lost,
+                "loss": one.measure("loss"),
             }
-        return {"steps": int(done[0][0].settings["steps"]), "ways": ways}
+            for one in self.tuned(design, done)
+        }
+        return {"steps": self.length(design), "ways": ways}
 
     def page(self, record: Record) -> Page:
         """A table."""
         steps, seeds, rows = record["results"]["steps"], record["design"]["seeds"], []
         for way, found in record["results"]["ways"].items():
-            loss = digits(Interval(**found["loss"])) if found["loss"] else "–"
-            lost = f" ({found['lost']} of {seeds} seeds lost)" if found["lost"] else ""
+            loss = digits(estimated(found["loss"])) + lost_of(found["lost"], seeds)
             size = f"{found['bytes']:,.0f}" if found["bytes"] else "–"
-            rows.append(Row([way, loss + lost, size, describe(found["settings"])]))
+            rows.append(Row([way, loss, size, describe(found["settings"])]))
         head = ["LODO", "Mean loss, last tenth", "State, bytes a parameter", "Settings"]
         lead = (
             "LODO’s network has 128 numbers for each parameter, Adam two more for each of them. This is what less of "
-            f"it costs on the noisy bowl: {steps:,} steps, {seeds} seed{'s' if seeds != 1 else ''}, float32; a seed "
+            f"it costs on the noisy bowl: {steps:,} steps, {plural(seeds, 'seed')}, float32; a seed "
             "draws the basis, the minimum’s steps and the network. ½ tr H = 7.41 is the exact Newton step’s loss."
         )
         note = "Means with 95 % bootstrap intervals over seeds; what is not named is at its default."

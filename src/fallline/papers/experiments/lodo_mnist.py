@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from fallline.bench.common.spaces import Choice, Range, Setting
-from fallline.papers.experiments._preset import Case, Entry, Preset
+from fallline.papers.experiments._experiment import Case, Entry, Experiment
+
+PAPER = "Liao, Dangovski, Foerster and Soljačić, Learning to Optimize Quasi-Newton Methods, TMLR 2023, arXiv 2210.06171"
 
 FOUND: Mapping[str, Setting] = {"lr": 0.08459, "meta_lr": 7.946e-6, "beta": 0.9343}
 """LODO's second tuned triple in the authors' program, most likely MNIST's."""
@@ -66,7 +68,7 @@ ABLATIONS = (
 )
 
 
-class LodoMnist(Preset):
+class LodoMnist(Experiment):
     """LODO against Momentum, RMSprop and Adam, and against itself with parts taken away."""
 
     name: ClassVar[str] = "lodo-mnist"
@@ -74,9 +76,7 @@ class LodoMnist(Preset):
         "the value of a pixel of MNIST from those before it, 94,696 parameters, 300,000 steps of batch 256: LODO, its "
         "ablations, Momentum, RMSprop and Adam; at CPU scale 14×14 pixels, batch 64, 120 steps"
     )
-    paper: ClassVar[str] = (
-        "Liao, Dangovski, Foerster and Soljačić, Learning to Optimize Quasi-Newton Methods, TMLR 2023, arXiv 2210.06171"
-    )
+    paper: ClassVar[str] = PAPER
     full: ClassVar[tuple[Case, ...]] = (
         Case(
             "MNIST, autoregression, 300,000 steps",

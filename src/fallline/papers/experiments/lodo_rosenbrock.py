@@ -7,24 +7,29 @@ result is luck of the search.
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fallline import LODO
-from fallline.bench.common.numbers import describe, number, spread
+from fallline.bench.common.numbers import describe, number, plural, spread
 from fallline.bench.common.seeds import derive, generator
-from fallline.bench.common.spaces import Range, Setting, Space, trials
-from fallline.bench.protocol.search import finalists
-from fallline.bench.protocol.stats import Interval, interval
+from fallline.bench.common.spaces import Range
+from fallline.bench.protocol.stats import Interval
 from fallline.bench.report.looks import COLOURS, Figure
 from fallline.bench.runs.run import Outcome, Run
-from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages
-from fallline.papers.experiments.page import Line, Page, Plot, Row, Section, Table, layout, log_axis
+from fallline.papers.experiments._experiment import Case, Design, Done, Tuned, Tuning, estimate
+from fallline.papers.experiments._problem import (
+    MAKERS,
+    Problem,
+    ProblemPage,
+    entry,
+    optimizer_of,
+    settings_of,
+)
+from fallline.papers.experiments.lodo_mnist import PAPER
+from fallline.papers.experiments.page import Line, Page, Plot, Record, Row, Section, Table, layout, log_axis
 
 START = (-0.5, 2.0)
 MINIMUM = (1.0, 1.0)
@@ -40,73 +45,32 @@ def valley(x: Any, y: Any) -> Any:
     return 0.01 * (1 - x) ** 2 + (y - x**2) ** 2
 
 
-Make = Callable[[list[Tensor], Mapping[str, Any], torch.Generator], torch.optim.Optimizer]
-
-
-def lodo(parameters: list[Tensor], settings: Mapping[str, Any], draw: torch.Generator) -> torch.optim.Optimizer:
-    """LODO; its network comes from the generator."""
-    return LODO(parameters, generator=draw, **settings)
-
-
-def adam(parameters: list[Tensor], settings: Mapping[str, Any], draw: torch.Generator) -> torch.optim.Optimizer:
-    """torch's Adam."""
-    return torch.optim.Adam(parameters, settings["lr"], betas=(settings["beta1"], settings["beta2"]))
-
-
-def momentum(parameters: list[Tensor], settings: Mapping[str, Any], draw: torch.Generator) -> torch.optim.Optimizer:
-    """torch's SGD, its momentum undampened."""
-    return torch.optim.SGD(parameters, **settings)
-
-
-def rmsprop(parameters: list[Tensor], settings: Mapping[str, Any], draw: torch.Generator) -> torch.optim.Optimizer:
-    """torch's RMSprop."""
-    return torch.optim.RMSprop(parameters, **settings)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Who takes part, and the space of its trials."""
-
-    line: Line
-    make: Make
-    space: Space
-
-
 RATES = Range(1e-3, 10.0)
-"""Of all alike. The valley's curvatures at the minimum are 10 and 0.004."""
+"""The learning rates, the same for all. The valley's curvatures at the minimum are 10 and 0.004."""
 
-CONTENDERS = {
-    contender.line.name: contender
-    for contender in (
-        Contender(
-            Line("lodo", "LODO", COLOURS["lodo"], width=3),
-            lodo,
-            {"lr": RATES, "meta_lr": Range(1e-4, 1e-1), "beta": Range(0.01, 1.0, "one minus log")},
-        ),
-        Contender(
-            Line("adam", "Adam", COLOURS["adamw"], dash="dash", ours=False),
-            adam,
-            {
-                "lr": RATES,
-                "beta1": Range(0.01, 1.0, "one minus log"),
-                "beta2": Range(1e-4, 1.0, "one minus log"),
-            },
-        ),
-        Contender(
-            Line("momentum", "SGD, momentum", COLOURS["sgd"], dash="dashdot", ours=False),
-            momentum,
-            {"lr": RATES, "momentum": Range(0.01, 1.0, "one minus log")},
-        ),
-        Contender(
-            Line("rmsprop", "RMSprop", COLOURS["muon"], dash="dot", ours=False),
-            rmsprop,
-            {"lr": RATES, "alpha": Range(1e-3, 1.0, "one minus log"), "momentum": Range(0.01, 1.0, "one minus log")},
-        ),
-    )
-}
+MOMENTUM = Range(0.01, 1.0, "one minus log")
+
+ENTRIES = (
+    entry(
+        Line("lodo", "LODO", COLOURS["lodo"], width=3),
+        search={"lr": RATES, "meta_lr": Range(1e-4, 1e-1), "beta": MOMENTUM},
+    ),
+    entry(
+        Line("adam", "Adam", COLOURS["adamw"], dash="dash", ours=False),
+        search={"lr": RATES, "beta1": MOMENTUM, "beta2": Range(1e-4, 1.0, "one minus log")},
+    ),
+    entry(
+        Line("momentum", "SGD, momentum", COLOURS["sgd"], dash="dashdot", ours=False),
+        search={"lr": RATES, "momentum": MOMENTUM},
+    ),
+    entry(
+        Line("rmsprop", "RMSprop", COLOURS["muon"], dash="dot", ours=False),
+        search={"lr": RATES, "alpha": Range(1e-3, 1.0, "one minus log"), "momentum": MOMENTUM},
+    ),
+)
 
 
-class LodoRosenbrock(Experiment):
+class LodoRosenbrock(Problem):
     """LODO, Adam, momentum and RMSprop in Rosenbrock's valley."""
 
     name: ClassVar[str] = "lodo-rosenbrock"
@@ -114,36 +78,30 @@ class LodoRosenbrock(Experiment):
         "0.01 (1 − x)² + (y − x²)² from (−0.5, 2), 200 steps without noise: LODO, Adam, momentum and RMSprop, each "
         "tuned anew for every seed with 200 trials, with --quick 32"
     )
+    paper: ClassVar[str] = PAPER
+    cpu: ClassVar[tuple[Case, ...]] = (Case("Rosenbrock's valley", "repro:lodo-rosenbrock", ENTRIES, "loss"),)
     steps: ClassVar[int] = 200
     trials: ClassVar[int] = 200
-    contenders: ClassVar[tuple[str, ...]] = tuple(CONTENDERS)
     quick_trials: ClassVar[int] = 32
     quick_seeds: ClassVar[int] = 3
+    deviations: ClassVar[tuple[str, ...]] = (
+        "They search by 10 generations of 32 runs around the better half of the last, here trials do not learn "
+        "from each other; the number of trials and the spaces are ours.",
+        "They compare with Momentum, RMSprop, Adam and Yogi, which torch lacks, and within 3 s.",
+        "They tune once, then run 8 times; here each seed is a tuning of its own.",
+        "No published number is known to compare with.",
+    )
 
-    def stages(self, design: Design) -> Stages:
-        """The trials of every search; then the best of each once more, LODO's with another network."""
-        count = self.quick_trials if design.quick else self.trials
-
-        def planned(name: str, settings: Mapping[str, Setting], seed: int, *, test: bool) -> Run:
-            return Run(f"repro:{self.name}", name, {**settings, "steps": self.steps}, seed, test)
-
-        done = yield [
-            planned(name, settings, seed, test=False)
-            for name, contender in CONTENDERS.items()
-            if name in (design.optimizers or CONTENDERS)
-            for seed in range(design.seeds)
-            for settings in trials(contender.space, count, derive("search", name, seed))
-        ]
-        searches: dict[tuple[str, int], list[Done]] = defaultdict(list)
-        for run, outcome in done:
-            searches[run.optimizer, run.seed].append((run, outcome))
-        chosen = []
-        for (name, seed), tried in searches.items():
-            best = next(iter(finalists({i: outcome for i, (_, outcome) in enumerate(tried)}, 1)), None)
-            if best is not None:
-                settings = {key: value for key, value in tried[best][0].settings.items() if key != "steps"}
-                chosen.append(planned(name, settings, seed, test=True))
-        yield chosen
+    def tunings(self, design: Design) -> list[Tuning]:
+        """A search for every optimizer and seed; the best runs once more, LODO's with another network."""
+        found, count = [], self.tries(design)
+        for case in self.cases(design):
+            for one in case.entries:
+                for seed in range(design.seeds):
+                    tried = one.candidates(count, derive("search", one.label, seed))
+                    runs = [Run(case.task, one.optimizer, {**some, "steps": self.steps}, seed) for some in tried]
+                    found.append(Tuning(case, one, runs, [seed]))
+        return found
 
     def run(self, run: Run) -> Outcome:
         """Go down the valley, in float64; the curve holds the way, one point a step."""
@@ -151,7 +109,7 @@ class LodoRosenbrock(Experiment):
         steps = int(settings.pop("steps"))
         point = torch.tensor(START, dtype=torch.float64, requires_grad=True)
         network = generator(run.seed, "network" if run.test else "network of the trials")
-        optimizer = CONTENDERS[run.optimizer].make([point], settings, network)
+        optimizer = optimizer_of(run.optimizer, [point], settings, network)
         losses: list[float] = []
         way = [list(START)]
         for step in range(1, steps + 1):
@@ -174,138 +132,114 @@ class LodoRosenbrock(Experiment):
 
     def code(self) -> Sequence[Any]:
         """What makes a run's numbers."""
-        return (valley, lodo, adam, momentum, rmsprop, LodoRosenbrock.run)
+        return (valley, *MAKERS.values(), LodoRosenbrock.run)
 
     def results(self, design: Design, done: Sequence[Done]) -> dict[str, Any]:
         """By contender: intervals over searches, trials lost, and the settings of every search."""
+        searches: dict[str, list[Tuned]] = defaultdict(list)
+        for one in self.tuned(design, done):
+            searches[one.entry.label].append(one)
         table: dict[str, Any] = {}
-        for name in dict.fromkeys(run.optimizer for run, _ in done):
-            tried = [(run, outcome) for run, outcome in done if run.optimizer == name and not run.test]
-            final = sorted(
-                ((run, outcome) for run, outcome in done if run.optimizer == name and run.test),
-                key=lambda pair: pair[0].seed,
-            )
-            kept = [(run, outcome) for run, outcome in final if outcome.score is not None]
-            found = interval([outcome.result["loss"] for _, outcome in kept])
-            powers = interval([math.log10(max(outcome.result["loss"], 1e-300)) for _, outcome in kept])
+        for name, mine in searches.items():
+            kept = {str(one.final[0][0].seed): one for one in mine if one.kept}
+            final = {seed: one.kept[0].result["loss"] for seed, one in kept.items()}
             table[name] = {
-                "trials": len(tried),
-                "lost": sum(outcome.lost for _, outcome in tried),
-                "lost seeds": design.seeds - len(kept),
-                "loss": vars(found) if found else None,
-                "log10 loss": vars(powers) if powers else None,
-                "chosen": {
-                    str(run.seed): {key: value for key, value in run.settings.items() if key != "steps"}
-                    for run, _ in kept
-                },
-                "final": {str(run.seed): outcome.result["loss"] for run, outcome in kept},
+                "trials": sum(len(one.tried) for one in mine),
+                "lost": sum(one.lost_trials for one in mine),
+                "lost seeds": len(mine) - len(kept),
+                "loss": estimate([*final.values()]),
+                "log10 loss": estimate([math.log10(max(loss, 1e-300)) for loss in final.values()]),
+                "chosen": {seed: settings_of(one) for seed, one in kept.items()},
+                "final": final,
             }
-        count = self.quick_trials if design.quick else self.trials
-        return {"steps": self.steps, "trials": count, "contenders": table}
+        return {"steps": self.steps, "trials": self.tries(design), "contenders": table}
 
     def page(self, record: Record) -> Page:
         """Result, losses, ways, settings, differences."""
-        return ValleyPage(record).page()
+        return ValleyPage(LodoRosenbrock, record).page()
 
 
-class ValleyPage:
+class ValleyPage(ProblemPage):
     """Builds the page from the record."""
 
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.results = record["results"]
-        self.entries: dict[str, Any] = self.results["contenders"]
-        self.names = [name for name in CONTENDERS if self.entries.get(name, {}).get("final")]
+    title: ClassVar[str] = "LODO in Rosenbrock’s valley"
+    settings_title: ClassVar[str] = "Settings and spaces"
+    settings_head: ClassVar[tuple[str, str]] = ("Chosen by the median search", "Space")
+    settings_note: ClassVar[str] = (
+        "Trials are the first points of a scrambled Sobol sequence over the space, another for every search. What "
+        "every search has chosen is in the JSON file."
+    )
 
     def typical(self, name: str) -> str:
         """The seed whose loss is the median (of an even number, the better of the two in the middle)."""
         final: dict[str, float] = self.entries[name]["final"]
         return sorted(final, key=lambda seed: final[seed])[(len(final) - 1) // 2]
 
-    def curve(self, name: str, seed: str) -> dict[str, list[float]]:
-        """Losses and way of a chosen run."""
-        for one in self.record["runs"]:
-            run = one["run"]
-            if run["test"] and run["optimizer"] == name and str(run["seed"]) == seed:
-                curve: dict[str, list[float]] = one["outcome"]["curve"]
-                return curve
-        raise KeyError(seed)
+    def setting(self, name: str) -> tuple[str, str]:
+        """What the typical search chose, and the space."""
+        space = self.problem.entries()[name].space
+        shown = "; ".join(f"{setting} {dimension}" for setting, dimension in space.items())
+        return describe(self.entries[name]["chosen"][self.typical(name)]), shown
 
-    def page(self) -> Page:
-        """All of it."""
-        seeds, count = self.record["design"]["seeds"], self.results["trials"]
-        return Page(
-            "LODO in Rosenbrock’s valley",
-            [
-                "0.01 (1 − x)² + (y − x²)², from (−0.5, 2): a steep fall onto the valley’s floor, then a long way "
-                "along it to the minimum at (1, 1), where one direction is 2,500 times flatter than the other.",
-                f"Run here: {self.results['steps']} steps in float64, without noise. The authors’ settings for this "
-                f"task were not found, so each optimizer is tuned here, with {count} trials, by the mean loss over the "
-                f"last {TAIL} steps; and that {seeds} time{'s' if seeds != 1 else ''} over, with other trials (and "
-                "other networks for LODO), as nothing else is random.",
-            ],
-            [self.result(), self.descent(), self.settings(), self.differences()],
-            [CONTENDERS[name].line for name in self.names],
+    def lead(self) -> list[str]:
+        """The problem, and what was run."""
+        return [
+            "0.01 (1 − x)² + (y − x²)², from (−0.5, 2): a steep fall onto the valley’s floor, then a long way "
+            "along it to the minimum at (1, 1), where one direction is 2,500 times flatter than the other.",
+            f"Run here: {self.steps} steps in float64, without noise. The authors’ settings for this "
+            f"task were not found, so each optimizer is tuned here, with {self.results['trials']} trials, by the mean "
+            f"loss over the last {TAIL} steps; and that {plural(self.seeds, 'time')} over, with other trials (and "
+            "other networks for LODO), as nothing else is random.",
+        ]
+
+    def sections(self) -> list[Section]:
+        """The table; losses against steps, and ways on the contour lines."""
+        ends = "The curves end at 1e-16." if self.ends() else ""
+        ways = (
+            "On the contour lines of the loss, three to a power of ten. Star: the minimum. Each way is that of "
+            "the median search."
         )
+        down = Section(
+            "The way down",
+            "Strong lines: the search whose loss is the median. Thin lines: the other searches.",
+            plots=[
+                Plot("loss", "Loss", self.losses(), ends, height=430),
+                Plot("ways", "Ways", self.ways(), ways, height=430),
+            ],
+        )
+        return [self.result(), down]
 
     def result(self) -> Section:
         """The table."""
         rows = []
         ranked = sorted(self.names, key=lambda name: self.entries[name]["log10 loss"]["mean"])
         for name in [*ranked, *(name for name in self.entries if name not in self.names)]:
-            entry, line = self.entries[name], CONTENDERS[name].line
-            cells = ["every search lost", "–"]
-            if entry["final"]:
-                powers = Interval(**entry["log10 loss"])
-                typical = number(entry["final"][self.typical(name)])
-                cells = [geometric(powers), typical]
-                if entry["lost seeds"]:
-                    cells[0] += f" ({entry['lost seeds']} of {self.record['design']['seeds']} searches lost)"
-            worst = number(max(entry["final"].values())) if entry["final"] else "–"
-            rows.append(Row([line.label, *cells, worst, f"{entry['lost']} of {entry['trials']}"], line))
+            found, line = self.entries[name], self.lines[name]
+            cells = ["every search lost", "–", "–"]
+            if final := found["final"]:
+                lost = f" ({found['lost seeds']} of {self.seeds} searches lost)" if found["lost seeds"] else ""
+                mean = geometric(Interval(**found["log10 loss"])) + lost
+                cells = [mean, number(final[self.typical(name)]), number(max(final.values()))]
+            rows.append(Row([line.label, *cells, f"{found['lost']} of {found['trials']}"], line))
         head = ["Optimizer", f"Mean loss, last {TAIL} steps", "Median search", "Worst search", "Lost trials"]
-        return Section(
-            "Result",
+        note = (
             "Geometric mean over the searches with its 95 % bootstrap interval, as the losses differ by powers of ten. "
-            "LODO’s chosen settings were run with a network that they were not chosen on.",
-            Table("result", head, rows),
+            "LODO’s chosen settings were run with a network that they were not chosen on."
         )
-
-    def descent(self) -> Section:
-        """Losses against steps, and ways on the contour lines."""
-        return Section(
-            "The way down",
-            "Strong lines: the search whose loss is the median. Thin lines: the other searches.",
-            plots=[
-                Plot("loss", "Loss", self.losses(), "The curves end at 1e-16." if self.ends() else "", height=430),
-                Plot(
-                    "ways",
-                    "Ways",
-                    self.ways(),
-                    "On the contour lines of the loss, three to a power of ten. Star: the minimum. Each way is that of "
-                    "the median search.",
-                    height=430,
-                ),
-            ],
-        )
+        return Section("Result", note, Table("result", head, rows))
 
     def ends(self) -> bool:
         """Whether a loss falls out of the figure."""
-        return any(min(self.curve(name, seed)["loss"]) < LOWEST for name in self.names for seed in self.final(name))
-
-    def final(self, name: str) -> list[str]:
-        """The seeds of a contender, the typical one last, so that it is drawn over the others."""
-        return sorted(self.entries[name]["final"], key=lambda seed: seed == self.typical(name))
+        return any(min(curve["loss"]) < LOWEST for name in self.names for curve in self.curves_of(name).values())
 
     def losses(self) -> Figure:
-        """Every search's chosen run."""
+        """The chosen run of every search; the typical one is drawn over the others."""
         data: list[Figure] = []
         lowest = highest = valley(*START)
         for name in self.names:
-            line = CONTENDERS[name].line
-            for seed in self.final(name):
-                losses = np.maximum(self.curve(name, seed)["loss"], LOWEST)
-                strong = seed == self.typical(name)
+            line, typical = self.lines[name], self.typical(name)
+            for seed, curve in sorted(self.curves_of(name).items(), key=lambda one: one[0] == typical):
+                losses = np.maximum(curve["loss"], LOWEST)
                 lowest, highest = min(lowest, losses.min()), max(highest, losses.max())
                 thin = {"color": f"@{name}/45", "width": 1, "dash": "solid"}
                 data.append(
@@ -314,7 +248,7 @@ class ValleyPage:
                         "y": [float(f"{value:.4g}") for value in losses],
                         "name": line.label,
                         "mode": "lines",
-                        "line": line.style if strong else thin,
+                        "line": line.style if seed == typical else thin,
                         "hovertemplate": f"<b>{line.label}</b><br>search {seed}, step %{{x}}: %{{y:.3g}}"
                         "<extra></extra>",
                         "meta": name,
@@ -322,13 +256,12 @@ class ValleyPage:
                 )
         data.sort(key=lambda trace: trace["line"]["width"] > 1)
         drawn = layout("step", "loss")
-        drawn["xaxis"] |= {"range": [0, self.results["steps"]]}
+        drawn["xaxis"] |= {"range": [0, self.steps]}
         drawn["yaxis"] |= log_axis(float(lowest), float(min(highest, 1e3)))
         return {"data": data, "layout": drawn}
 
     def ways(self) -> Figure:
         """The typical runs on the contour lines."""
-        curves = {name: self.curve(name, self.typical(name)) for name in self.names}
         low_x, high_x, low_y, high_y = -1.8, 1.7, -0.6, 2.5
         x, y = np.linspace(low_x, high_x, 161), np.linspace(low_y, high_y, 161)
         heights = np.log10(valley(x[None, :], y[:, None]) + 1e-12)
@@ -344,8 +277,8 @@ class ValleyPage:
                 "hoverinfo": "skip",
             }
         ]
-        for name, curve in curves.items():
-            line = CONTENDERS[name].line
+        for name in self.names:
+            curve, line = self.curves_of(name)[self.typical(name)], self.lines[name]
             data.append(
                 {
                     "x": [float(f"{value:.4g}") for value in curve["x"]],
@@ -371,39 +304,6 @@ class ValleyPage:
         drawn["xaxis"] |= {"range": [low_x, high_x], "showgrid": False}
         drawn["yaxis"] |= {"range": [low_y, high_y], "showgrid": False}
         return {"data": data, "layout": drawn}
-
-    def settings(self) -> Section:
-        """Spaces, and what the typical search chose."""
-        rows = []
-        for name in self.names:
-            contender = CONTENDERS[name]
-            space = "; ".join(f"{setting} {dimension}" for setting, dimension in contender.space.items())
-            rows.append(
-                Row(
-                    [contender.line.label, describe(self.entries[name]["chosen"][self.typical(name)]), space],
-                    contender.line,
-                )
-            )
-        return Section(
-            "Settings and spaces",
-            "Trials are the first points of a scrambled Sobol sequence over the space, another for every search. What "
-            "every search has chosen is in the JSON file.",
-            Table("settings", ["Optimizer", "Chosen by the median search", "Space"], rows),
-        )
-
-    def differences(self) -> Section:
-        """How the paper's experiment differs, as far as is known."""
-        return Section(
-            "How this differs from the paper",
-            "As far as is known: the authors’ program could be read, the body of the paper could not.",
-            points=[
-                "They search by 10 generations of 32 runs around the better half of the last, here trials do not learn "
-                "from each other; the number of trials and the spaces are ours.",
-                "They compare with Momentum, RMSprop, Adam and Yogi, which torch lacks, and within 3 s.",
-                "They tune once, then run 8 times; here each seed is a tuning of its own.",
-                "No published number is known to compare with.",
-            ],
-        )
 
 
 def geometric(powers: Interval) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from fallline.bench.common.numbers import plural
+from fallline.bench.protocol.stats import Interval
 from fallline.bench.report.figures import band_traces as band_traces
 from fallline.bench.report.figures import blank_layout, fitted_axis
 from fallline.bench.report.figures import curve_trace as curve_trace
@@ -12,6 +14,9 @@ from fallline.bench.report.looks import DARK, INK, LIGHT, Figure
 from fallline.bench.report.looks import Line as Line  # the experiments take all of their page from here
 from fallline.bench.report.tables import Row as Row
 from fallline.bench.report.tables import Table as Table
+
+Record = dict[str, Any]
+"""What the JSON file of an experiment holds: see `reproduce.compose`."""
 
 
 @dataclass(frozen=True)
@@ -136,3 +141,21 @@ def level(value: float, text: str, *, log: bool) -> Figure:
             }
         ],
     }
+
+
+# --- numbers in words ---
+
+
+def digits(value: Interval | None) -> str:
+    """`mean [low, high]` with as many decimals as the interval is worth."""
+    if value is None:
+        return "–"
+    if value.low is None or value.high is None or value.high <= value.low:
+        return f"{value.mean:#.4g}"
+    places = max(0, min(4, 1 - math.floor(math.log10(value.high - value.low))))
+    return f"{value.mean:.{places}f} [{value.low:.{places}f}, {value.high:.{places}f}]"
+
+
+def lost_of(lost: int, seeds: int) -> str:
+    """` (1 of 3 seeds lost)`; nothing where none was lost."""
+    return f" ({lost} of {plural(seeds, 'seed')} lost)" if lost else ""

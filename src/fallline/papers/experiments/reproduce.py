@@ -4,7 +4,6 @@ Runs lie in the race's database, under keys that say all that determines them, s
 goes on. The JSON file and the page are made when all is there, and appear whole or not at all.
 """
 
-import contextlib
 import dataclasses
 import inspect
 import json
@@ -20,7 +19,7 @@ import torch
 
 from fallline.bench.common import seeds, spaces
 from fallline.bench.common.files import put
-from fallline.bench.race.coordinator import CHECKPOINT_EVERY, RaceError, work_off
+from fallline.bench.race.coordinator import Checkpoints, RaceError, work_off
 from fallline.bench.race.store import Store, now
 from fallline.bench.runs.checkpoint import Checkpoint
 from fallline.bench.runs.identity import library_source, run_key
@@ -109,35 +108,22 @@ def run_stage(
 ) -> list[Done]:
     """The runs of one stage, in their order, with what came of them; a run that was stopped goes on where it was."""
     outcomes: dict[int, Outcome] = {}
-    folder = store.path.resolve().parent / "checkpoints"
 
     def settle(place: int, run: Run, key: str, outcome: Outcome, known: bool) -> None:
         progress.reused += known
         outcomes[place] = outcome
         progress.done.append((run, outcome))
 
-    def stored(key: str) -> None:
-        for leftover in folder.glob(f"{key}*"):
-            leftover.unlink(missing_ok=True)
-
-    def reached(key: str) -> int | None:
-        with contextlib.suppress(OSError):
-            return (folder / f"{key}.pt").stat().st_mtime_ns
-        return None
-
     work_off(
         deque(range(len(runs))),
         lambda place: (runs[place], keys[place]),
-        lambda run, key: pool.submit(attempt, name, run, Checkpoint(folder / f"{key}.pt", CHECKPOINT_EVERY)),
+        lambda run, checkpoint: pool.submit(attempt, name, run, checkpoint),
         store,
         settle,
         lambda: watch(progress),
+        Checkpoints(store),
         max_pending=ahead,
-        stored=stored,
-        reached=reached,
     )
-    with contextlib.suppress(OSError):
-        folder.rmdir()  # unless something is in it
     return [(run, outcomes[place]) for place, run in enumerate(runs)]
 
 

@@ -8,15 +8,15 @@ import torch
 from torch.nn import functional as F
 
 import fallline
+from fallline.bench.common.numbers import plural
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
-from fallline.bench.protocol.stats import Interval, interval
 from fallline.bench.runs.loop import state_bytes
 from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.digits import EPOCHS, Digits
-from fallline.papers.experiments._experiment import Design, Done, Experiment, Record, Stages
-from fallline.papers.experiments.lodo_bowl import digits
-from fallline.papers.experiments.page import Page, Row, Section, Table
+from fallline.papers.experiments._experiment import Case, Design, Done, Entry
+from fallline.papers.experiments._problem import Problem, estimated
+from fallline.papers.experiments.page import Page, Record, Row, Section, Table, digits, lost_of
 
 SETTINGS: Mapping[str, Mapping[str, Setting]] = {
     "CoolMomentum": {"lr": 0.02, "rho_0": 0.9, "cool_steps": Digits.steps},
@@ -38,28 +38,26 @@ WEIGHTS: Mapping[str, tuple[torch.dtype, bool]] = {
 SPLITS = ("train", "validation")
 
 
-class Rounding(Experiment):
-    """Digits in float32, and in bfloat16 rounded in two ways."""
+class Rounding(Problem):
+    """Digits in float32, and in bfloat16 rounded in two ways: from the same weights and with the same batches."""
 
     name: ClassVar[str] = "bfloat16"
     summary: ClassVar[str] = (
         "digits trained in float32, and in pure bfloat16 with the weights rounded to nearest or stochastically; the "
         "loss on the training set at the end, 480 steps"
     )
-    contenders: ClassVar[tuple[str, ...]] = tuple(SETTINGS)
-    seeds: ClassVar[int] = 8
+    cpu: ClassVar[tuple[Case, ...]] = tuple(
+        Case(
+            weights,
+            "repro:bfloat16",
+            tuple(Entry(name, name, {**settings, "weights": weights}) for name, settings in SETTINGS.items()),
+            "loss",
+        )
+        for weights in WEIGHTS
+    )
     quick_seeds: ClassVar[int] = 3
     steps: ClassVar[int] = Digits.steps
-
-    def stages(self, design: Design) -> Stages:
-        """One: each optimizer in each precision, from the same weights and with the same batches."""
-        yield [
-            Run(f"repro:{self.name}", name, {**settings, "weights": weights, "steps": self.steps}, seed, test=True)
-            for name, settings in SETTINGS.items()
-            if name in (design.optimizers or SETTINGS)
-            for weights in WEIGHTS
-            for seed in range(design.seeds)
-        ]
+    quick_steps: ClassVar[int] = Digits.steps
 
     def run(self, run: Run) -> Outcome:
         """Train as the race does, all in one precision; only the loss is computed in float32 from the logits."""
@@ -95,35 +93,26 @@ class Rounding(Experiment):
     def results(self, design: Design, done: Sequence[Done]) -> dict[str, Any]:
         """By optimizer and precision: both losses with their intervals over seeds."""
         found: dict[str, Any] = {}
-        for name in SETTINGS:
-            for weights in WEIGHTS:
-                mine = [o for run, o in done if run.optimizer == name and run.settings["weights"] == weights]
-                if mine:
-                    kept = [outcome.result for outcome in mine if not outcome.lost]
-                    spread = {split: interval([one[split] for one in kept]) for split in SPLITS}
-                    entry = {split: vars(one) if one else None for split, one in spread.items()}
-                    found.setdefault(name, {})[weights] = {**entry, "lost": len(mine) - len(kept)}
-        return {"steps": int(done[0][0].settings["steps"]), "optimizers": found}
+        for one in self.tuned(design, done):
+            losses = {split: one.measure(split) for split in SPLITS}
+            found.setdefault(one.entry.label, {})[one.case.name] = {**losses, "lost": one.lost}
+        return {"steps": self.steps, "optimizers": found}
 
     def page(self, record: Record) -> Page:
         """Two tables: what was minimised, and what it is worth."""
         results, seeds = record["results"], record["design"]["seeds"]
 
-        def cell(entry: Any, split: str) -> str:
-            lost = f" ({entry['lost']} of {seeds} seeds lost)" if entry["lost"] else ""
-            return digits(Interval(**entry[split]) if entry[split] else None) + lost
-
-        def table(key: str, split: str) -> Table:
+        def table(split: str) -> Table:
             rows = [
-                Row([name, *(cell(entry, split) for entry in ways.values())])
+                Row([name, *(digits(estimated(one[split])) + lost_of(one["lost"], seeds) for one in ways.values())])
                 for name, ways in results["optimizers"].items()
             ]
-            return Table(key, ["Optimizer", *WEIGHTS], rows, brief=4)
+            return Table(split, ["Optimizer", *WEIGHTS], rows, brief=4)
 
         lead = (
             "A bfloat16 weight has eight bits: a step below a 512th of it is lost when it is rounded to nearest. With "
             "stochastic_rounding=True it is rounded up or down, the nearer the likelier, and so right on average. "
-            f"Digits, {results['steps']} steps, {seeds} seed{'s' if seeds != 1 else ''}; weights, "
+            f"Digits, {results['steps']} steps, {plural(seeds, 'seed')}; weights, "
             "activations and gradients in the precision that is named, the optimizer’s state in float32."
         )
         note = "Mean cross-entropy in nats with 95 % bootstrap intervals over seeds, at the end."
@@ -131,7 +120,7 @@ class Rounding(Experiment):
             "Training in bfloat16",
             [lead],
             [
-                Section("Training set: what is minimised", note, table("train", "train")),
-                Section("Validation set", note, table("validation", "validation")),
+                Section("Training set: what is minimised", note, table("train")),
+                Section("Validation set", note, table("validation")),
             ],
         )

@@ -1,6 +1,7 @@
 """Pictures of what the optimizers do, each made by a command from real runs: `fallline gallery`.
 
-A picture is one function in one file: it computes, and then draws what it has computed.
+A picture is one function in one file: it computes, and then draws what it has computed. Imports the experiments, the
+tool and the library.
 """
 
 import importlib

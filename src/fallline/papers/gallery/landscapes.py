@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from fallline import KOALA
 from fallline.bench.common.seeds import derive
 from fallline.bench.common.spaces import Choice, Range, Setting, Space, trials
-from fallline.bench.contenders.contender import CONTENDERS
-from fallline.bench.contenders.schedules import lr_factor
+from fallline.bench.contenders import CONTENDERS, lr_factor
 from fallline.bench.race.workers import local_pool
 
 Array = NDArray[np.float64]

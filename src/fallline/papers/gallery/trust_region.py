@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from fallline import ArTuRO
-from fallline.bench.contenders.schedules import lr_factor
+from fallline.bench.contenders import lr_factor
 from fallline.papers.experiments.perceptron import Perceptron
 from fallline.papers.gallery._picture import Drawn
 from fallline.papers.gallery.svg import Panel, area, document, group, heading, line, words

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fallline.bench.common.names import needed
 from fallline.bench.common.numbers import number
-from fallline.bench.contenders.contender import CONTENDERS
+from fallline.bench.contenders import CONTENDERS
 from fallline.papers.gallery._picture import Drawn
 from fallline.papers.gallery.landscapes import LANDSCAPES, TRIALS, Found, Landscape, search_all
 from fallline.papers.gallery.svg import (

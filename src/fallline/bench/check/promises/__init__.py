@@ -1,9 +1,12 @@
-"""All promises, in the order in which they are checked and shown."""
+"""All promises, in the order in which they are checked and shown.
+
+Imports nothing of ours.
+"""
 
 from types import ModuleType
 
-from fallline.bench.check.promise import Promise
 from fallline.bench.check.promises import contract, gradients, groups, learns, precision, processes, run, speed, state
+from fallline.bench.check.promises._promise import Promise
 
 
 def _of(module: ModuleType) -> list[Promise]:

@@ -3,7 +3,7 @@
 
 import torch
 
-from fallline.bench.check.promise import promise
+from fallline.bench.check.promises._promise import promise
 
 
 @promise()

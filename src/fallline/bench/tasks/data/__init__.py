@@ -1,4 +1,7 @@
-"""Real data: what sets there are, where they lie, how they are read, how to get them."""
+"""Real data: what sets there are, where they lie, how they are read, how to get them.
+
+Imports `common` alone.
+"""
 
 from fallline.bench.tasks.data._download import Bar, fetch, verified
 from fallline.bench.tasks.data._find import DataError, MissingData, find, folders, get_dataset, locate

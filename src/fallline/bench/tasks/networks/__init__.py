@@ -1,4 +1,7 @@
-"""The networks: of the four papers' experiments, to be read beside the paper, and small ones; one file each."""
+"""The networks: of the four papers' experiments, to be read beside the paper, and small ones; one file each.
+
+Imports nothing of ours.
+"""
 
 from fallline.bench.tasks.networks.autoencoder import autoencoder
 from fallline.bench.tasks.networks.autoregressor import Autoregressor

@@ -1,22 +1,33 @@
-"""The page of a preset: a table and the learning curves of each case; settings, and what differs from the paper."""
+"""The page of an experiment that trains tasks: results and curves of each case; settings; what differs."""
 
 import re
 from typing import Any
 
 import numpy as np
 
-from fallline.bench.common.numbers import describe, number
+from fallline.bench.common.numbers import describe, number, plural
 from fallline.bench.protocol.stats import FEW, Interval
 from fallline.bench.report.looks import COLOURS, DASHES, SPARE_COLOURS
-from fallline.papers.experiments._experiment import Record
-from fallline.papers.experiments.page import Line, Page, Plot, Row, Section, Table, curve_trace, layout, value_axis
+from fallline.papers.experiments.page import (
+    Line,
+    Page,
+    Plot,
+    Record,
+    Row,
+    Section,
+    Table,
+    curve_trace,
+    layout,
+    lost_of,
+    value_axis,
+)
 
 NAMES = {"accuracy": "Test accuracy", "error": "Test error", "loss": "Test loss", "perplexity": "Test perplexity"}
 SCALES = {"cpu": "at CPU scale", "full": "at the published size"}
 CURVES = ("train loss", "validation loss")
 
 
-class PresetPage:
+class CasePage:
     """Builds the page from the record."""
 
     def __init__(self, record: Record) -> None:
@@ -86,8 +97,8 @@ class PresetPage:
             result = figures(Interval(**entry["result"]), case["measure"])
         else:
             result = "every trial lost" if entry["chosen"] is None else "every seed lost"
-        if entry["lost seeds"] and entry["result"]:
-            result += f" ({entry['lost seeds']} of {plural(entry['seeds'], 'seed')} lost)"
+        if entry["result"]:
+            result += lost_of(entry["lost seeds"], entry["seeds"])
         published = "–" if entry["published"] is None else f"{entry['published']:g}"
         if entry["chosen"] is None:
             chosen = "–"
@@ -200,8 +211,3 @@ def figures(value: Interval, measure: str) -> str:
     ends = [value.mean, value.low, value.high]
     said = [f"{one:.2f}" if measure in ("accuracy", "error") else f"{one:#.4g}" for one in ends if one is not None]
     return said[0] if len(said) < 3 else f"{said[0]} [{said[1]}, {said[2]}]"
-
-
-def plural(count: int, word: str) -> str:
-    """`1 seed`, `3 seeds`."""
-    return f"{count} {word}{'' if count == 1 else 's'}"
