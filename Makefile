@@ -6,7 +6,7 @@ BIN := .venv/bin
 ENV := .venv/.ready
 PICTURE ?= docs/race.svg
 RECORDS := benchmarks/records
-STEP := OMP_NUM_THREADS=1 $(BIN)/fallline bench step --first --rounds 15
+STEP := OMP_NUM_THREADS=1 $(BIN)/python benchmarks/speed --first --rounds 15
 
 # The environment is stale when the project has moved (it is installed in place) or another interpreter is asked for.
 OWNER := $(PYTHON) in $(CURDIR)
@@ -42,6 +42,7 @@ gallery: $(ENV) ## draw the pictures of docs/gallery again (two minutes)
 	@$(BIN)/fallline gallery --out docs/gallery
 
 bench: $(ENV) ## measure a step of each optimizer; then its chart and tables (needs Chromium; half an hour)
+	@$(BIN)/python benchmarks/harness.py
 	@$(STEP) --set resnet18 --with benchmarks/unfused.py --memory --out $(RECORDS)/cpu.json
 	@$(STEP) --set resnet18 --dtype bfloat16 --only fused --out $(RECORDS)/cpu-bfloat16.json
 	@$(STEP) --set many --only fused --out $(RECORDS)/cpu-many.json

@@ -24,7 +24,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from fallline.bench.cli.commands import TRIALS, Size, command_line, plain_spaces
+from fallline.bench.cli.options import command_line, plain_spaces
+from fallline.bench.cli.race import TRIALS, Size
 from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import put, stem
 from fallline.bench.common.numbers import duration
@@ -289,7 +290,7 @@ def entry_of(part: Comparison, entry: ContenderResult) -> Record:
         told |= {
             "settings": entry.chosen,
             "scores": [rounded(entry.trials[number][1].score, 5) for number in sorted(entry.trials)],
-            "lost trials": entry.lost_trials,
+            "lost trials": entry.failed_trials,
             "best of": [rounded(float(mean), 5) for mean in entry.best_of.mean] if entry.best_of else None,
         }
     return told

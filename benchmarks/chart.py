@@ -2,8 +2,8 @@
 
     python benchmarks/chart.py        # or: make figures
 
-Reads records/*.json, as `fallline bench step --out` writes them (make bench, make gpu): no number of a page is typed by
-hand. Needs fallline[docs], and Chrome or Chromium.
+Reads records/*.json, as `python benchmarks/speed --out` writes them (make bench, make gpu): no number of a page is
+typed by hand. Needs fallline[docs], and Chrome or Chromium.
 """
 
 import json
@@ -16,9 +16,9 @@ import plotly.graph_objects as go
 
 from fallline.bench.common.files import fill
 from fallline.bench.report.looks import COLOURS, EITHER, INK
-from fallline.bench.speed import METHODS
-from fallline.bench.speed.methods import ADAMW
-from fallline.bench.speed.shapes import SETS
+from speed import METHODS
+from speed.methods import ADAMW
+from speed.shapes import SETS
 
 HERE = Path(__file__).parent
 Part = dict[str, Any]

@@ -30,14 +30,14 @@ from rich.text import Text
 from torch import Tensor, nn
 
 import fallline
-from fallline.bench.speed import METHODS, Method
-from fallline.bench.speed.command import show, wide
-from fallline.bench.speed.counts import count
-from fallline.bench.speed.fresh import fresh
-from fallline.bench.speed.methods import RATE
-from fallline.bench.speed.record import machine, write
-from fallline.bench.speed.results import Part
-from fallline.bench.speed.run import Plan, measure
+from speed import METHODS, Method
+from speed.command import show, wide
+from speed.counts import count
+from speed.fresh import fresh
+from speed.methods import RATE
+from speed.record import machine, write
+from speed.results import Part
+from speed.run import Plan, measure
 
 RECORDS = Path(__file__).parent / "records"
 CHECKS_END, PARTS_END, FIRST_END = 120.0, 330.0, 420.0

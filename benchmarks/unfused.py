@@ -1,6 +1,6 @@
 """The methods as their authors' programs run them: every operation of a formula is a pass over memory.
 
-    fallline bench step --with benchmarks/unfused.py
+    python benchmarks/speed --with benchmarks/unfused.py
 
 Written from specifications of those programs, without their code: the formulas, in the order in which they are
 evaluated, with the tensors that this makes and the numbers that the host waits for. Where a specification gives a sum
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from fallline.bench.speed import Method, Words
+from speed import Method, Words
 
 
 class Plain(torch.optim.Optimizer):

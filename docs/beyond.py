@@ -270,8 +270,8 @@ def tuning(found: Sequence[Record]) -> str:
             f"Expected loss, on validation data where there are any, of the best of {all_k} trials, in per cent above"
             f" {reference}'s best of all:",
             markdown(head, expected),
-            f"Trials after which it is expected to lie as low as {reference}'s best of all, or within the band of"
-            " practical equivalence above:",
+            f"Trials after which it is expected to lie as low as {reference}'s best of all, or within the"
+            " equivalence margin above:",
             markdown(head, needed),
         ]
     )

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fallline.bench.cli.commands import DATABASE
+from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.common.files import fill, markdown
 from fallline.bench.common.numbers import difference, spread
 from fallline.bench.protocol.analysis import Results
@@ -135,7 +135,7 @@ def above(entry: ContenderResult, reference: ContenderResult) -> str:
     if found is None:
         return "lost"
     told = [f"{value:+,.1f}".replace("-", "−") for value in (found.mean, found.low, found.high) if value is not None]
-    return f"{told[0]} [{', '.join(told[1:])}]" + (f", {entry.lost_seeds} lost" if entry.lost_seeds else "")
+    return f"{told[0]} [{', '.join(told[1:])}]" + (f", {entry.failed_seeds} lost" if entry.failed_seeds else "")
 
 
 def main() -> None:

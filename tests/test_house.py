@@ -3,6 +3,7 @@
 import ast
 import copy
 import graphlib
+import importlib
 import importlib.metadata
 import os
 import re
@@ -45,7 +46,7 @@ papers.gallery papers.claims
 papers.experiments
 papers.records papers.perceptron
 papers bench.cli
-bench.report bench.race bench.check bench.speed
+bench.report bench.race bench.check
 bench.protocol
 bench.runs
 bench.contenders
@@ -198,9 +199,15 @@ def test_each_package_says_what_it_is_for_and_what_it_imports() -> None:
 
 def test_all_names_what_is_public() -> None:
     public = {
-        name for name, value in vars(fallline).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+        name
+        for name in dir(fallline)
+        if not name.startswith("_") and not isinstance(vars(fallline).get(name), ModuleType)
     }
-    assert set(fallline.__all__) - {"__version__"} == public
+    assert set(fallline.__all__) - {"__version__"} == public == fallline._HOMES.keys()
+    for name, home in fallline._HOMES.items():
+        assert getattr(fallline, name) is getattr(importlib.import_module(f"fallline.{home}"), name)
+    with pytest.raises(AttributeError, match="no attribute 'Adam'"):
+        fallline.Adam  # noqa: B018
     assert len(set(fallline.__all__)) == len(fallline.__all__)
 
 
@@ -302,11 +309,12 @@ def test_the_wheel_holds_the_whole_package(wheel: Path) -> None:
 STEPS = """
 import importlib.util
 import torch, fallline
+from fallline import _registry
 
 for name in ("numpy", "scipy", "sklearn", "plotly", "rich", "typer", "pytest"):
     assert importlib.util.find_spec(name) is None, name
 
-for create in map(fallline._registry._find, fallline._registry.OURS):
+for create in map(_registry._find, _registry.OURS):
     p = torch.nn.Parameter(torch.ones(3))
     optimizer = create([p])
     for _ in range(3):

@@ -15,7 +15,7 @@ from ._engine.fused import Kernel, Misfit, Tensors
 from ._engine.run import run
 from ._engine.torch_private import disable_dynamo, in_functorch
 from ._group import Group, Shared
-from ._settings import RUN, RunSettings, check, plain, signature
+from ._settings import RUN, RunSettings, Signature, check, plain
 from ._shards import _sharded, local, over_shards
 from .kernels import squared_norms
 
@@ -48,11 +48,12 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
     _separable = False  # whether a step on some of the parameters is that part of the step on all
     _group: type[Group] = Group  # the G of Optimizer[G]
 
+    __signature__ = Signature()
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for base in vars(cls).get("__orig_bases__", ()):
             cls._group = next((of for of in get_args(base) if isinstance(of, type)), cls._group)
-        cls.__signature__ = signature(cls)  # type: ignore[attr-defined]
 
     def __init__(self, params: Params, defaults: dict[str, Any], **run: Unpack[RunSettings]) -> None:
         if unknown := [name for name in run if name not in RUN]:

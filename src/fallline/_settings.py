@@ -117,6 +117,14 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
+class Signature:
+    """What ``inspect.signature`` finds on a class: made when somebody asks, as it takes a tenth of the import."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature:
+        return signature(owner)
+
+
+@functools.cache
 def signature(cls: type) -> inspect.Signature:
     """The signature of a class, in which ``**`` has become what it stands for: what the base takes."""
     above: inspect.Signature | None = getattr(cls.__mro__[1], "__signature__", None)
@@ -132,7 +140,8 @@ def signature(cls: type) -> inspect.Signature:
     defaults: dict[str, bool] = getattr(cls, "_run_defaults", {})
     keyword = inspect.Parameter.KEYWORD_ONLY
     run = [inspect.Parameter(name, keyword, default=defaults.get(name, False), annotation=bool) for name in RUN]
-    inherited = run if above is None else [one for one in above.parameters.values() if one.kind is keyword]
+    inherited = [] if above is None else [one for one in above.parameters.values() if one.kind is keyword]
+    inherited = [*(one for one in inherited if one.name not in RUN), *run]
     taken = {one.name for one in named}
     return plain.replace(parameters=[*named, *(one for one in inherited if one.name not in taken)])
 

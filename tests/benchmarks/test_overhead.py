@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from fallline.bench.race import overhead as module
-from fallline.bench.race.overhead import (
+import harness as module
+from harness import (
     CASES,
     End,
     Overhead,

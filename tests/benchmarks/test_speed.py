@@ -1,4 +1,4 @@
-"""`fallline bench step`: whom it measures, in which order, and what it makes of the numbers. No test takes a time."""
+"""The step benchmark: whom it measures, in which order, and what it makes of the numbers. No test takes a time."""
 
 import dataclasses
 import json
@@ -18,22 +18,22 @@ from torch import nn
 from typer.testing import CliRunner
 
 import fallline
-from fallline.bench.cli import commands
-from fallline.bench.speed import METHODS, Method, Words
-from fallline.bench.speed import fresh as fresh_module
-from fallline.bench.speed import timing as timing_module
-from fallline.bench.speed.alone import temporaries
-from fallline.bench.speed.command import app
-from fallline.bench.speed.counts import Counts, count
-from fallline.bench.speed.fresh import Fresh, ask, fresh
-from fallline.bench.speed.ground import Stepper, lay
-from fallline.bench.speed.methods import all_methods, chosen
-from fallline.bench.speed.record import as_record, write
-from fallline.bench.speed.results import Part, Times, ratios, times
-from fallline.bench.speed.run import Plan, Seen, batches, least, measure, row
-from fallline.bench.speed.shapes import SETS, elements, get_set
-from fallline.bench.speed.tables import tables, words
-from fallline.bench.speed.timing import COPY, Runner, Turn, order, turns
+import speed
+from speed import METHODS, Method, Words
+from speed import fresh as fresh_module
+from speed import timing as timing_module
+from speed.alone import temporaries
+from speed.command import app
+from speed.counts import Counts, count
+from speed.fresh import Fresh, ask, fresh
+from speed.ground import Stepper, lay
+from speed.methods import all_methods, chosen
+from speed.record import as_record, write
+from speed.results import Part, Times, ratios, times
+from speed.run import Plan, Seen, batches, least, measure, row
+from speed.shapes import SETS, elements, get_set
+from speed.tables import tables, words
+from speed.timing import COPY, Runner, Turn, order, turns
 
 BY_NAME = {method.name: method for method in METHODS}
 EAGER = [method for method in METHODS if method.mode == "eager" and not method.apart]
@@ -350,7 +350,7 @@ GREEDY = """
 import os
 from pathlib import Path
 import torch
-from fallline.bench.speed import Method, Words
+from speed import Method, Words
 
 class Greedy(torch.optim.SGD):
     # Leaves something in a cache; takes 48 MB for a while, and 24 more where something is there already.
@@ -443,23 +443,24 @@ def test_a_process_that_fails_is_told_by_its_last_line(script, message, tmp_path
 
 
 def test_where_the_system_tells_no_peak_there_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr("fallline.bench.speed.alone.CLEAR", tmp_path / "nowhere" / "clear_refs")
+    monkeypatch.setattr("speed.alone.CLEAR", tmp_path / "nowhere" / "clear_refs")
     ground = lay(get_set("tiny"), torch.float32, "cpu")
     assert temporaries(Stepper(BY_NAME["sgd-fused"], ground), ground) is None
 
 
+HERE = str(Path(speed.__file__).parents[1])
 ELSEWHERE = f"""
 import sys
-sys.path.insert(0, {str(Path(fallline.__file__).parents[1])!r})
+sys.path[:0] = {[HERE, str(Path(fallline.__file__).parents[1])]!r}
 sys.modules.update(dict.fromkeys(("plotly", "jinja2", "sklearn", "matplotlib", "pyarrow", "distributed")))
 import torch, fallline
 before = set(sys.modules)
-import fallline.bench.speed.alone
+import speed.alone
 brought = {{name.partition(".")[0] for name in set(sys.modules) - before}} - set(sys.stdlib_module_names)
-assert brought == {{"fallline"}}, brought
+assert brought == {{"fallline", "speed"}}, brought
 import runpy
 sys.argv[1:] = {[*QUICK, "--only", "sgd-fused"]!r}
-runpy.run_module("fallline.bench.speed", run_name="__main__", alter_sys=True)
+runpy.run_path({HERE + "/speed"!r}, run_name="__main__")
 """
 
 
@@ -599,8 +600,8 @@ def test_a_file_brings_methods_and_one_that_fails_is_left_out(greedy):
 def test_mistakes_are_answered_in_a_sentence_before_anything_is_measured(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("fallline.bench.speed.command.measure", None)
-    start = "from fallline.bench.speed import METHODS, Method\nimport torch\n"
+    monkeypatch.setattr("speed.command.measure", None)
+    start = "from speed import METHODS, Method\nimport torch\n"
     Path("file.txt").write_text("")
     Path("empty.py").write_text("METHODS = []")
     Path("wrong.py").write_text("METHODS = mine")
@@ -619,17 +620,6 @@ def test_checking_a_record_s_place_leaves_no_file_and_spoils_none(tmp_path):
         assert call("--out", str(path), "--only", "nobody-of-this-name")[0] == 2
     assert old.read_text() == "{}"
     assert sorted(tmp_path.iterdir()) == [old]
-
-
-def test_the_command_is_mounted_beside_the_harness():
-    code, output = call("bench", "--help", application=commands.app)
-    assert code == 0
-    assert "step" in output
-    assert "harness" in output
-    code, output = call("bench", "step", *QUICK, "--only", "sgd-fused", application=commands.app)
-    assert code == 0
-    assert "SGD, fused" in output
-    assert call("bench", "stairs", application=commands.app)[0] == 2
 
 
 # --- tables ---

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fallline import ArTuRO, CoolMomentum, KOALAPlusPlus, MomentumKOALA, VanillaKOALA
-from fallline.bench.speed.methods import all_methods, chosen
+from speed.methods import all_methods, chosen
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "unfused.py"
 unfused = script("benchmarks/unfused.py")

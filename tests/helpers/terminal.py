@@ -7,13 +7,13 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 import fallline
-from fallline.bench.cli import commands
+from fallline.bench.cli.root import app
 
 HERE = Path(__file__).parent
 
 
 def call(*arguments):
-    result = CliRunner().invoke(commands.app, list(arguments), env={"COLUMNS": "80", "NO_COLOR": "1"})
+    result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": "80", "NO_COLOR": "1"})
     return result.exit_code, " ".join(re.sub(r"[│╭╮╰╯─]", " ", result.output).split())
 
 

@@ -22,7 +22,7 @@ import typer
 from scripts import script
 from typer.testing import CliRunner
 
-from fallline.bench.cli.commands import app
+from fallline.bench.cli.root import app
 from fallline.bench.contenders import get_contender
 from fallline.bench.tasks import get_task
 from fallline.papers.claims import chosen
@@ -244,7 +244,9 @@ def idle_command_line() -> tuple[Any, list[tuple[str, dict[str, Any]]]]:
         for name, sub in getattr(command, "commands", {}).items():
             idle(sub, f"{path} {name}".strip())
 
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
+    for name in command.commands:
+        command.get_command(None, name)
     idle(command, "")
     return command, seen
 

@@ -13,7 +13,7 @@ from scripts import script
 from typer.testing import CliRunner
 
 from fallline import LODO, ArTuRO, CoolMomentum, VanillaKOALA
-from fallline.bench.cli.commands import app
+from fallline.bench.cli.root import app
 from fallline.papers import claims
 from fallline.papers.claims import (
     CLAIMS,

@@ -13,7 +13,7 @@ import torch
 from scipy.integrate import quad
 from typer.testing import CliRunner
 
-from fallline.bench.cli.commands import app
+from fallline.bench.cli.root import app
 from fallline.bench.common.spaces import trials
 from fallline.papers.gallery import PICTURES, Drawn, command, get_picture, ways
 from fallline.papers.gallery import double_well as wells

@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from terminal import call, environment
 
 import fallline
 from fallline.bench.cli import app as cli
-from fallline.bench.cli import commands
+from fallline.bench.cli.options import checked_names
+from fallline.bench.cli.root import app
+from fallline.bench.cli.terminal import DATABASE
 from fallline.bench.contenders import CLASSES, CONTENDERS, TEAM, get_contender, spelled
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
@@ -76,8 +79,8 @@ def test_help_has_examples_and_list_has_everything():
 def test_the_team_is_on_the_list_and_all_is_everyone():
     assert set(TEAM) < set(CONTENDERS)
     assert {get_contender(name).ours for name in TEAM} == {True, False}
-    assert commands.checked_names(",".join(TEAM)) == TEAM
-    assert commands.checked_names("radam,all,sgd") == ("radam", *CONTENDERS)
+    assert checked_names(",".join(TEAM)) == TEAM
+    assert checked_names("radam,all,sgd") == ("radam", *CONTENDERS)
 
 
 def test_classes_of_ours_go_by_their_entry_s_name():
@@ -90,7 +93,7 @@ def test_classes_of_ours_go_by_their_entry_s_name():
         assert spelled(f"{type(made).__name__}@linear#2") == f"{name}@linear#2"
     assert spelled("AdamW") == "adamw"
     assert spelled("my_module:Mine") == "my_module:Mine"
-    assert commands.checked_names("MomentumKOALA,koala-m") == ("koala-m",)
+    assert checked_names("MomentumKOALA,koala-m") == ("koala-m",)
 
 
 def test_the_entry_point_imports_the_standard_library_alone_and_names_the_extra(monkeypatch):
@@ -136,7 +139,7 @@ def finished(database):
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
-    database = tmp_path / commands.DATABASE
+    database = tmp_path / DATABASE
     race = subprocess.Popen(
         race_command(tmp_path),
         env=environment(),
@@ -186,7 +189,7 @@ def test_a_task_of_ones_own_from_the_template_to_the_paper(tmp_path, monkeypatch
     assert "over studies" in output
     assert len(Path("runs/log.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * 8
     assert Path("runs/my_task.html").exists()
-    with Store(Path("runs") / commands.DATABASE) as store:
+    with Store(Path("runs") / DATABASE) as store:
         (part,) = results(store, store.last_race("my_task.py")).parts
     assert part.get("sgd").chosen["momentum"] == 0.5
     assert 0.01 <= part.get("sgd").chosen["lr"] <= 0.1
@@ -195,10 +198,10 @@ def test_a_task_of_ones_own_from_the_template_to_the_paper(tmp_path, monkeypatch
         code, output = call("report", "--format", form)
         assert code == 0, output
         assert all(Path("runs", name).exists() for name in names)
-    assert call("report", "--against", f"runs/{commands.DATABASE}")[0] == 0
+    assert call("report", "--against", f"runs/{DATABASE}")[0] == 0
     assert "What changed" in Path("runs/my_task.html").read_text(encoding="utf-8")
     Store(Path("other.sqlite")).__exit__()
-    code, output = call("merge", "other.sqlite", f"runs/{commands.DATABASE}")
+    code, output = call("merge", "other.sqlite", f"runs/{DATABASE}")
     assert (code, "16 new runs, 2 new races" in output) == (0, True)
 
 
@@ -217,3 +220,44 @@ def test_twins_are_raced_and_counted(tmp_path, monkeypatch):
     assert code == 0, output
     assert "called different" in output
     assert len(json.loads(Path("runs/aa.json").read_text(encoding="utf-8"))["tasks"][0]["races"]) == 2
+
+
+LIGHT = """
+import sys
+from fallline.bench.cli.root import app
+try:
+    app({arguments!r}, prog_name="fallline")
+except SystemExit as stop:
+    assert not stop.code, stop
+print("loaded:", *sorted({{name.partition(".")[0] for name in sys.modules}}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["--help"], {"torch", "numpy", "scipy", "sklearn", "plotly", "pooch"}),
+        (["--version"], {"torch", "numpy", "scipy", "sklearn", "plotly", "pooch"}),
+        (["list"], {"scipy", "sklearn", "plotly"}),
+    ],
+)
+def test_what_is_listed_needs_no_heavy_import(arguments, heavy):
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT.format(arguments=arguments)],
+        env={**environment(), "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    output, _, loaded = done.stdout.rpartition("loaded:")
+    assert output.strip()
+    assert not heavy & set(loaded.split())
+
+
+def test_help_says_of_every_command_what_the_command_itself_says():
+    shown = call("--help")[1]
+    group = typer.main.get_command(app)
+    assert {"race", "repro", "gallery", "data"} < set(group.commands)
+    for name in group.commands:
+        described = " ".join(group.get_command(None, name).help.split("\n\n")[0].split())
+        assert f"{name} {described.replace('[b]', '').replace('[/b]', '')}" in shown

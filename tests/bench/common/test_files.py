@@ -240,7 +240,7 @@ def test_what_cannot_be_printed_is_told_in_a_sentence():
 
 WRITES = {
     # Into `kept`, which moves it; switches of the kernel's; under a name of its own, and then moved.
-    "write_text": {"_engine/triton.py", "bench/speed/alone.py", "bench/check/child.py", "bench/tasks/_file.py"},
+    "write_text": {"_engine/triton.py", "bench/check/child.py", "bench/tasks/_file.py"},
     "write_bytes": {"bench/common/files.py"},
     "write_image": set(),
     "savefig": {"bench/report/prints.py"},  # into memory
@@ -253,7 +253,6 @@ OPENS = {
     "bench/common/files.py",
     "bench/runs/checkpoint.py",  # what `replacing` gives
     "bench/tasks/data/_download.py",  # in a folder that is moved when it is whole
-    "bench/speed/command.py",  # to see whether it can be written
     "bench/check/child.py",  # a pipe
     "bench/race/workers.py",  # what workers print
 }

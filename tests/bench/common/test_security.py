@@ -20,7 +20,6 @@ RUNS_CODE = {
     "bench/check/child.py": {"exec"},  # the header that it wrote itself
     "bench/check/trial.py": {"exec"},  # the promises' own texts
     "bench/race/workers.py": {"eval"},  # a constant
-    "bench/speed/methods.py": {"exec_module"},  # the file of --with
     "bench/tasks/_file.py": {"exec"},  # the task that the user names on the command line
 }
 READS_OBJECTS = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml"}

@@ -11,7 +11,7 @@ from torch import nn
 
 import fallline
 from fallline.arturo.arturo import PUBLISHED
-from fallline.bench.cli.commands import plain_spaces
+from fallline.bench.cli.options import plain_spaces
 from fallline.bench.common.spaces import Choice, Range, as_plain, dimension, edge, extended, read_spaces, trials
 from fallline.bench.contenders import ANY_LR, CONTENDERS, Team, entered, get_contender
 from fallline.bench.tasks import get_task

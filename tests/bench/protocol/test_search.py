@@ -32,7 +32,7 @@ def test_a_plan_is_the_first_points_with_what_all_share():
 def test_the_choice_can_overrule_the_luckiest_trial():
     search = ran((0.1, 0.2, 0.3, 0.05, None), top=3)
     assert search.finalists == [3, 0, 1]
-    assert search.lost == 1
+    assert search.failed == 1
     assert (search.chosen_trial, search.chosen) == (3, {"lr": 4.0})
     assert search.deciding(3) == [scored(0.05)]
     for number, scores in {3: (0.5, 0.4), 0: (0.2, 0.2), 1: (0.1, None)}.items():

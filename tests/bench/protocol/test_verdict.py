@@ -230,7 +230,7 @@ def test_words_are_those_of_judge():
 def test_who_loses_more_seeds_is_not_better():
     found = alone(*TENTHS, None, None)
     assert found.word == "no evidence"
-    assert found.why == "it lost 2 seeds of 12"
+    assert found.why == "it failed on 2 of 12 seeds"
     assert (found.p, found.needed) == (2**-9, None)
     assert found.difference.mean < 0
     for lost in (math.nan, math.inf):
@@ -243,7 +243,7 @@ def test_who_loses_more_seeds_may_be_worse():
 
 def test_who_loses_more_seeds_is_not_equal():
     found = alone(*[0.0, 0.001] * 5, None, margin=0.1)
-    assert (found.word, found.why) == ("no evidence", "it lost 1 seed of 11")
+    assert (found.word, found.why) == ("no evidence", "it failed on 1 of 11 seeds")
 
 
 def test_as_many_lost_on_either_side_change_nothing():
@@ -258,18 +258,18 @@ def test_a_baseline_that_loses_more_seeds_is_not_better_either():
     mine = by_seed([1.0 - one for one in TENTHS] + [1.0, 1.0])
     theirs = by_seed([1.0] * 10 + [None, None])
     found = judge({"a": Pairs(mine, theirs)}, margin=0.0)["a"]
-    assert (found.word, found.why) == ("no evidence", "the other lost 2 seeds of 12")
+    assert (found.word, found.why) == ("no evidence", "the other failed on 2 of 12 seeds")
 
 
 def test_every_seed_lost_is_worse():
     found = judge({"a": against(*[None] * 10), "b": against(*TENTHS)}, margin=0.1)["a"]
-    assert (found.word, found.difference, found.why) == ("worse", None, "every seed was lost")
+    assert (found.word, found.difference, found.why) == ("worse", None, "it failed on every seed")
     assert (found.p, found.adjusted, found.detectable, found.needed) == (2**-9, 2**-8, None, None)
 
 
 def test_nearly_every_seed_lost_is_worse_however_well_the_rest_went():
     found = alone(*[None] * 8, -0.5, -0.5)
-    assert (found.word, found.why) == ("worse", "it lost 8 seeds of 10")
+    assert (found.word, found.why) == ("worse", "it failed on 8 of 10 seeds")
     assert found.p == 2**-7
     assert found.difference.mean == pytest.approx(-0.5)
 
@@ -277,7 +277,7 @@ def test_nearly_every_seed_lost_is_worse_however_well_the_rest_went():
 def test_every_one_of_a_few_seeds_lost_is_too_few():
     found = alone(None, None, None)
     assert found.word == "too few seeds"
-    assert found.why == "every seed was lost; 0 seeds cannot reach p 0.05 against 1 rival; 6 can"
+    assert found.why == "it failed on every seed; 0 seeds cannot reach p 0.05 against 1 rival; 6 can"
     assert found.needed == 6
 
 
@@ -285,7 +285,7 @@ def test_seeds_that_are_lost_must_be_run_too():
     """8 of 10 seeds were finished by both; of 9 needed, or more, the same share will be."""
     found = judge({str(i): against(*TENTHS[:8], None, None) for i in range(7)}, margin=0.0)["0"]
     assert found.word == "too few seeds"
-    assert found.why == "it lost 2 seeds of 10; 8 seeds cannot reach p 0.05 against 7 rivals; 9 can"
+    assert found.why == "it failed on 2 of 10 seeds; 8 seeds cannot reach p 0.05 against 7 rivals; 9 can"
     assert found.needed == math.ceil(9 * 10 / 8)
 
 
@@ -332,11 +332,11 @@ def test_a_matrix_adjusts_for_all_pairs():
 
 def test_a_matrix_says_who_lost_the_seeds():
     found = matrix({"a": by_seed(np.arange(12.0)), "b": dict.fromkeys(range(12), 5.5) | {0: None}}, margin=0.0)
-    assert found["a", "b"].why == "the other lost 1 seed of 12"
-    assert found["b", "a"].why == "it lost 1 seed of 12"
+    assert found["a", "b"].why == "the other failed on 1 of 12 seeds"
+    assert found["b", "a"].why == "it failed on 1 of 12 seeds"
     gone = matrix({"a": by_seed(np.arange(12.0)), "b": dict.fromkeys(range(12))}, margin=0.0)
-    assert (gone["a", "b"].word, gone["a", "b"].why) == ("better", "the other lost every seed")
-    assert (gone["b", "a"].word, gone["b", "a"].why) == ("worse", "every seed was lost")
+    assert (gone["a", "b"].word, gone["a", "b"].why) == ("better", "the other failed on every seed")
+    assert (gone["b", "a"].word, gone["b", "a"].why) == ("worse", "it failed on every seed")
 
 
 def test_a_matrix_of_few_seeds_only_describes():

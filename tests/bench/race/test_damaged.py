@@ -19,7 +19,8 @@ from referee import Inline
 from stress import contents, hold
 from terminal import call
 
-from fallline.bench.cli.commands import show, write_report
+from fallline.bench.cli.race import show
+from fallline.bench.cli.report import write_report
 from fallline.bench.protocol.studies import studies
 from fallline.bench.race.results import results
 from fallline.bench.race.store import TABLES, Merged, Store

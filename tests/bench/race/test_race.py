@@ -89,7 +89,7 @@ def test_a_race_lost_by_one_is_a_result(store, referee):
     found = results(store, race)
     assert [entry.name for entry in found.parts[0].entries] == ["adamw", "sgd"]
     lost = found.parts[0].entries[1]
-    assert (lost.lost_trials, lost.chosen, lost.measure("loss"), lost.seeds) == (3, None, None, {})
+    assert (lost.failed_trials, lost.chosen, lost.measure("loss"), lost.seeds) == (3, None, None, {})
     assert all(outcome.status == "diverged" for _, outcome in lost.trials.values())
     assert found.missing == 0
 

@@ -77,7 +77,7 @@ def held(tmp_path_factory):
 def test_a_race_below_zero_has_its_order_and_signs_right(held):
     for part in held.parts:
         good, bad = part.get(GOOD), part.get(BAD)
-        assert good.lost_trials == good.lost_seeds == bad.lost_trials == bad.lost_seeds == 0
+        assert good.failed_trials == good.failed_seeds == bad.failed_trials == bad.failed_seeds == 0
         assert good.measure("loss").mean < -1 < bad.measure("loss").mean
         assert [entry.name for entry in part.entries] == [GOOD, BAD]
         assert part.way == pytest.approx(part.initial - good.measure("loss").mean)

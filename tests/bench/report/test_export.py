@@ -179,7 +179,7 @@ def test_the_results_are_those_of_the_comparisons(held, tmp_path):
             assert (row["verdict"], row["p_holm"]) == ((verdict.word, verdict.adjusted) if verdict else (None, None))
             assert row["gradient_evaluations_to_95"] == entry.time_to(0.95)
             assert row["seeds_lost"] == 0
-            assert row["trials_lost"] == entry.lost_trials
+            assert row["trials_lost"] == entry.failed_trials
     cliff = next(r for r in rows if (r["task"], r["track"], r["optimizer"]) == ("sprint:Cliff", "tuned", "sgd"))
     assert (cliff["trials_lost"], cliff["seeds"], cliff["loss"], cliff["settings"]) == (4, 0, None, None)
     assert any(row["gradient_evaluations_to_100"] == math.inf for row in rows)
@@ -267,7 +267,7 @@ def test_markdown_prints_the_numbers_of_the_race(held, tmp_path):
                 assert against == f"{verdict.word} {spread(verdict.difference, part.scale)}"
                 assert cells["p (Holm)"] == f"{verdict.adjusted:.3g}"
             if part.track == "tuned":
-                assert cells["failed trials"] == f"{entry.lost_trials}/4"
+                assert cells["failed trials"] == f"{entry.failed_trials}/4"
                 assert all(f"{name} {value:g}" in cells["settings"] for name, value in entry.chosen.items())
             if entry.relative_cpu is not None:
                 assert cells["CPU time × SGD"] == number(entry.relative_cpu)

@@ -238,7 +238,7 @@ def test_they_race_and_train(folder: Path) -> None:
     assert found.missing == 0
     for part in found.parts:
         for entry in part.entries:
-            assert entry.lost_seeds == entry.lost_trials == 0, (part.task, entry.name)
+            assert entry.failed_seeds == entry.failed_trials == 0, (part.task, entry.name)
             for outcome in entry.runs:  # a measure that comes late, or goes, has gaps
                 assert len({len(curve) for curve in outcome.curve.values()}) == 1
     printed = (folder / "runs" / "printed.txt").read_text()

@@ -16,7 +16,7 @@ def main() -> None:
         sys.exit(
             f'The command fallline needs its extra, pip install "fallline[bench]" (missing: {", ".join(missing)}).'
         )
-    from fallline.bench.cli.commands import app
+    from fallline.bench.cli.root import app
 
     try:
         try:

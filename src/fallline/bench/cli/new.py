@@ -1,10 +1,39 @@
-"""A task of one's own to start from: what `fallline new task` writes."""
+"""`fallline new`."""
 
 import os
+import shlex
+from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from fallline.bench.cli.terminal import console, readable_errors
 from fallline.bench.common.files import put
+
+
+class What(StrEnum):
+    """What `fallline new` writes."""
+
+    task = "task"
+
+
+def new(
+    what: Annotated[What, typer.Argument(metavar="task", help="What to write.")],
+    path: Annotated[Path, typer.Argument(metavar="[FILE.py]", help="Where.")] = Path("my_task.py"),
+) -> None:
+    """Write a task of your own to start from: a file that runs as it is.
+
+    [b]Examples[/b]
+
+    fallline new task
+
+    fallline race my_task.py --trials 5
+    """
+    with readable_errors():
+        new_task(path)
+        console.print(f"Written: {path}. It runs as it is: fallline race {shlex.quote(str(path))}", soft_wrap=True)
 
 
 def new_task(path: Path) -> None:

@@ -4,13 +4,11 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from fallline.bench.common.files import complaint
-from fallline.bench.race.coordinator import RaceError
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -20,6 +18,8 @@ DATABASE = "fallline.sqlite"
 
 def checked_device(name: str) -> str:
     """A device that is there."""
+    import torch  # here, as the list of commands does without
+
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -35,6 +35,8 @@ def warn(sentence: str) -> None:
 @contextmanager
 def readable_errors() -> Iterator[None]:
     """What can go wrong, as a sentence and an exit code."""
+    from fallline.bench.race.coordinator import RaceError  # here: it imports torch
+
     try:
         yield
     except KeyboardInterrupt:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from scipy.stats import qmc
-
 from fallline.bench.common.names import unknown
 
 Setting = float | str | bool
@@ -95,6 +93,8 @@ def trials(space: Space, count: int, seed: int) -> list[dict[str, Setting]]:
     """
     if not space:
         return [{} for _ in range(count)]
+    from scipy.stats import qmc  # takes longer to import than all else that a card needs
+
     points = qmc.Sobol(len(space), scramble=True, rng=seed).random_base2(max(count - 1, 1).bit_length())[:count]
     return [
         {name: dimension.at(float(u)) for (name, dimension), u in zip(space.items(), point, strict=True)}

@@ -85,7 +85,7 @@ def analyse(design: Design, part: Comparison) -> Comparison:
 
 
 def best_of(part: Comparison, entry: ContenderResult) -> BestOf | None:
-    """What the search would have found with fewer trials. A lost trial counts as one that learned nothing."""
+    """What the search would have found with fewer trials. A failed trial counts as one that learned nothing."""
     scores = [outcome.score for _, outcome in entry.trials.values()]
     finished = [score for score in scores if score is not None]
     if not finished:
@@ -124,7 +124,7 @@ def set_targets(part: Comparison) -> None:
 
 
 def first_hit(outcome: Outcome, name: str, target: float) -> float:
-    """Gradient evaluations until a target is reached; inf if it is not, or if the run was lost."""
+    """Gradient evaluations until a target is reached; inf if it is not, or if the run failed."""
     curve = outcome.curve.get(name, [])
     if outcome.lost:
         return math.inf
@@ -152,8 +152,8 @@ def _measure_time(part: Comparison) -> None:
 def alarms(design: Design, part: Comparison, entry: ContenderResult) -> list[Alarm]:
     """List what weakens a claim about an entry: mostly, that its search may have missed its best settings."""
     found = []
-    if entry.lost_seeds:
-        found.append(Alarm("lost", f"{entry.lost_seeds} of {len(entry.seeds)} confirming seeds failed"))
+    if entry.failed_seeds:
+        found.append(Alarm("lost", f"{entry.failed_seeds} of {len(entry.seeds)} confirming seeds failed"))
     if part.track == "tuned" and entry.chosen is not None:
         ranges = {**entry.about.get("ranges", {}), **entry.about.get("extended", {})}
         for name, plain in ranges.items():

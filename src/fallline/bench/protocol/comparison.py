@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fallline.bench.protocol.design import CONFIRMATION, SELECTION, TRIAL, Design
 from fallline.bench.protocol.search import Search, Settings, standing
 from fallline.bench.protocol.stats import Interval, censored_median, interval
-from fallline.bench.protocol.verdict import Pairs, Verdict, judge
+from fallline.bench.protocol.verdict import Pairs, Verdict, Word, judge, words
 from fallline.bench.runs.run import Outcome
 
 
@@ -115,12 +115,12 @@ class ContenderResult:
         return self.search.chosen if self.confirmed is None else self.confirmed
 
     @property
-    def lost_trials(self) -> int:
+    def failed_trials(self) -> int:
         """Trials that diverged or failed."""
-        return self.search.lost
+        return self.search.failed
 
     @property
-    def lost_seeds(self) -> int:
+    def failed_seeds(self) -> int:
         """Seeds that diverged or failed."""
         return sum(outcome.lost for outcome in self.seeds.values())
 
@@ -131,7 +131,7 @@ class ContenderResult:
 
     @property
     def losses(self) -> dict[int, float | None]:
-        """The final loss of every seed; None where it was lost."""
+        """The final loss of every seed; None where it failed."""
         return {number: outcome.result.get("loss") for number, outcome in self.seeds.items()}
 
     @property
@@ -148,7 +148,7 @@ class ContenderResult:
 
     @property
     def runs_wanted(self) -> int:
-        """The number of runs it makes in all, as far as is known; no seeds follow when every trial was lost."""
+        """The number of runs it makes in all, as far as is known; no seeds follow when every trial failed."""
         if self.track == "defaults":
             return self.seeds_wanted
         return self.search.runs_wanted + (self.seeds_wanted if self.search.hopeful else 0)
@@ -194,7 +194,7 @@ class ContenderResult:
 
 @dataclass
 class Comparison:
-    """All contenders on one task and track, best first. Those that lost seeds come after those that lost none."""
+    """All contenders on one task and track, best first. Those with failed seeds come after those with none."""
 
     task: str
     about: Mapping[str, Any]
@@ -253,11 +253,18 @@ class Comparison:
         """The final losses by seed, of those that have run seeds."""
         return {entry.name: entry.losses for entry in self.entries if entry.seeds}
 
-    def judged(self, against: str) -> dict[str, Verdict]:
-        """The verdict on everyone else against a baseline."""
+    def rivals(self, against: str) -> dict[str, Pairs]:
+        """The losses of everyone else beside those of a baseline."""
         losses = self.losses
-        rivals = {name: Pairs(mine, losses[against]) for name, mine in losses.items() if name != against}
-        return judge(rivals, self.margin, looks=self.looks)
+        return {name: Pairs(mine, losses[against]) for name, mine in losses.items() if name != against}
+
+    def judged(self, against: str) -> dict[str, Verdict]:
+        """The verdicts on everyone else against a baseline."""
+        return judge(self.rivals(against), self.margin, looks=self.looks)
+
+    def words(self, against: str) -> dict[str, Word]:
+        """The words of these verdicts, which take less time."""
+        return words(self.rivals(against), self.margin, looks=self.looks)
 
 
 def compare(
@@ -295,7 +302,7 @@ def compare(
 
 def _rank(entry: ContenderResult) -> tuple[bool, int, float]:
     loss = entry.measure("loss")
-    return loss is None, entry.lost_seeds, loss.mean if loss else 0.0
+    return loss is None, entry.failed_seeds, loss.mean if loss else 0.0
 
 
 def _finals(entry: ContenderResult) -> list[float]:
@@ -317,10 +324,10 @@ def baseline(asked: str | None, candidates: Iterable[tuple[str, bool, Sequence[O
     for name, ours, outcomes in candidates:
         if name == asked:
             return name
-        lost, mean = standing(outcomes)
-        if lost < len(outcomes) and not ours:
+        failed, mean = standing(outcomes)
+        if failed < len(outcomes) and not ours:
             stranger = ":" in name and not name.startswith("torch.")
-            ranked.append((stranger, lost, mean, name))
+            ranked.append((stranger, failed, mean, name))
     return min(ranked)[-1] if ranked else None
 
 

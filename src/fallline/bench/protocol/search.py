@@ -78,7 +78,7 @@ class Search:
         return {number: outcome for number, (_, outcome) in self.trials.items()}
 
     @property
-    def lost(self) -> int:
+    def failed(self) -> int:
         """The number of trials that diverged or failed."""
         return sum(outcome.lost for outcome in self.outcomes.values())
 
@@ -95,12 +95,12 @@ class Search:
     @property
     def hopeful(self) -> bool:
         """Whether some trial has finished, or may do so yet."""
-        return not self.tried or self.lost < self.count
+        return not self.tried or self.failed < self.count
 
     @property
     def runs_wanted(self) -> int:
         """The number of trials and reruns in all, as far as is known."""
-        candidates = self.count - self.lost if self.tried else self.count
+        candidates = self.count - self.failed if self.tried else self.count
         return self.count + min(self.top, candidates) * self.repeats
 
     @property
@@ -117,7 +117,7 @@ class Search:
     def chosen_trial(self) -> int | None:
         """The trial whose settings go on, as far as is known: of the finalists that with the lowest mean over reruns.
 
-        A finalist that lost reruns comes after those that lost fewer. Without reruns it is the best trial, if any.
+        A finalist with failed reruns comes after those with fewer. Without reruns it is the best trial, if any.
         """
         best = self.finalists
         if not any(self.reruns.get(number) for number in best):
@@ -126,7 +126,7 @@ class Search:
 
     @property
     def chosen(self) -> Settings | None:
-        """The settings that go on; None while there are none, or if every trial was lost."""
+        """The settings that go on; None while there are none, or if every trial failed."""
         return None if self.chosen_trial is None else self.trials[self.chosen_trial][0]
 
     def deciding(self, number: int | None) -> list[Outcome]:
@@ -162,13 +162,13 @@ class Search:
 
 
 def finalists(trials: Mapping[int, Outcome], count: int) -> list[int]:
-    """The numbers of the trials with the lowest scores, best first; of equals the earliest. Lost trials are none."""
+    """The numbers of the trials with the lowest scores, best first; of equals the earliest. Failed trials are none."""
     scores = {number: outcome.score for number, outcome in trials.items() if outcome.score is not None}
     return sorted(scores, key=lambda number: (scores[number], number))[:count]
 
 
 def standing(outcomes: Iterable[Outcome]) -> tuple[int, float]:
-    """The rank of a setting by its runs, less is better: how many were lost, then the mean score of the others."""
+    """The rank of a setting by its runs, less is better: how many failed, then the mean score of the others."""
     scores = [outcome.score for outcome in outcomes]
     finished = [score for score in scores if score is not None]
     return len(scores) - len(finished), statistics.fmean(finished) if finished else inf

@@ -84,7 +84,7 @@ def _studied(asked: str | None, parts: Sequence[Comparison], first: Results) -> 
     against = baseline(asked, choices)
     if against is None:
         return []
-    said = [{name: verdict.word for name, verdict in part.judged(against).items()} for part in parts]
+    said = [part.words(against) for part in parts]
     base = [part.get(against).measure("loss") for part in parts]
     scale = abs(statistics.fmean(loss.mean for loss in base if loss))
     rivals = [

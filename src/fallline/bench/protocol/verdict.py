@@ -1,9 +1,9 @@
 """The verdict on a pair: better, worse, practically equal, no evidence, or too few seeds, and why.
 
 A difference is claimed where the sign-flip test over paired seeds holds after Holm's adjustment for all rivals of one
-baseline, the bootstrap interval excludes zero, and the winner lost no more seeds than the other. Equality is claimed
-where the interval lies within the equivalence margin. A race may be looked at several times while seeds are added, if
-the number of looks is planned: each look then gets an equal share of the error rate.
+baseline, the bootstrap interval excludes zero, and the winner failed on no more seeds than the other. Equality is
+claimed where the interval lies within the equivalence margin. A race may be looked at several times while seeds are
+added, if the number of looks is planned: each look then gets an equal share of the error rate.
 """
 
 import functools
@@ -43,7 +43,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Pairs:
-    """The final losses of two optimizers by seed number; None where the seed was lost (diverged or failed)."""
+    """The final losses of two optimizers by seed number; None where the seed failed or diverged."""
 
     mine: Mapping[int, float | None]
     theirs: Mapping[int, float | None]
@@ -58,7 +58,7 @@ class Verdict:
     """Mine minus theirs with its 95 % interval, over the seeds which both finished."""
 
     p: float | None
-    """p of the sign-flip test, unadjusted; where failed seeds leave it too few, of the sign test on who lost them."""
+    """p of the sign-flip test, unadjusted; where failed seeds leave it too few, of the sign test on who failed."""
 
     adjusted: float | None
     """p after Holm's adjustment for all comparisons made together."""
@@ -115,14 +115,14 @@ class _Facts:
 
     differences: tuple[float, ...]
     ran: int
-    lost_mine: int
-    lost_theirs: int
+    failed_mine: int
+    failed_theirs: int
     bounds: Callable[[float], Interval | None]
     """The interval of the differences at a confidence."""
 
     @classmethod
     def of(cls, pairs: Pairs) -> "_Facts":
-        """Take the facts from the seeds that both have run; a loss that is not finite was lost."""
+        """Take the facts from the seeds that both have run; a loss that is not finite failed."""
         ran = sorted(pairs.mine.keys() & pairs.theirs.keys())
         mine, theirs = _finished(pairs.mine, ran), _finished(pairs.theirs, ran)
         differences = tuple(mine[i] - theirs[i] for i in ran if i in mine and i in theirs)
@@ -133,7 +133,9 @@ class _Facts:
     def turned(self) -> "_Facts":
         """The same, seen from the other side; its intervals are the same ones, so that the two cannot disagree."""
         turned = tuple(-one for one in self.differences)
-        return _Facts(turned, self.ran, self.lost_theirs, self.lost_mine, lambda level: _negated(self.bounds(level)))
+        return _Facts(
+            turned, self.ran, self.failed_theirs, self.failed_mine, lambda level: _negated(self.bounds(level))
+        )
 
     @property
     def mean(self) -> float:
@@ -141,22 +143,22 @@ class _Facts:
         return statistics.fmean(self.differences)
 
     @property
-    def lost_alone(self) -> tuple[int, int]:
-        """Seeds that only mine lost, and that only theirs did."""
-        both = self.lost_mine + self.lost_theirs + len(self.differences) - self.ran
-        return self.lost_mine - both, self.lost_theirs - both
+    def failed_alone(self) -> tuple[int, int]:
+        """The numbers of seeds on which mine alone failed, and theirs alone."""
+        both = self.failed_mine + self.failed_theirs + len(self.differences) - self.ran
+        return self.failed_mine - both, self.failed_theirs - both
 
     @property
-    def losses(self) -> str:
-        """Who lost more seeds, in words; empty when neither did."""
-        if self.lost_mine == self.lost_theirs:
+    def failures(self) -> str:
+        """Who failed on more seeds, in words; empty when neither did."""
+        if self.failed_mine == self.failed_theirs:
             return ""
-        who, more, less = "it", self.lost_mine, self.lost_theirs
+        who, other, more, less = "it", "the other", self.failed_mine, self.failed_theirs
         if more < less:
-            who, more, less = "the other", less, more
+            who, other, more, less = other, who, less, more
         if more == self.ran:
-            return "every seed was lost" if who == "it" else "the other lost every seed"
-        return f"{who} lost {_count(more, 'seed')} of {self.ran}" + (f" against {less}" if less else "")
+            return f"{who} failed on every seed"
+        return f"{who} failed on {more} of {self.ran} seeds" + (f", {other} on {less}" if less else "")
 
 
 @dataclass(frozen=True)
@@ -182,18 +184,18 @@ class _Rule:
         adjusted = holm([1.0 if (p := self.p(seen)) is None else p for seen in facts.values()])
         return facts, dict(zip(family, adjusted, strict=True))
 
-    def by_losses(self, seen: _Facts) -> bool:
-        """Whether who lost the seeds is all that can be tested.
+    def by_failures(self, seen: _Facts) -> bool:
+        """Whether only the failures can be tested.
 
-        That depends on how many seeds were lost, not on whose they were: under the hypothesis that the two are alike
+        That depends on how many seeds failed, not on whose they were: under the hypothesis that the two are alike
         the names of each pair may be exchanged, and the choice of the test does not bend its error rate.
         """
-        return len(seen.differences) < self.fewest and seen.lost_mine != seen.lost_theirs
+        return len(seen.differences) < self.fewest and seen.failed_mine != seen.failed_theirs
 
     def p(self, seen: _Facts) -> float | None:
         """p of the test which applies, unadjusted; None where there is nothing to test."""
-        if self.by_losses(seen):
-            return sign_test(*seen.lost_alone)
+        if self.by_failures(seen):
+            return sign_test(*seen.failed_alone)
         return sign_flip(seen.differences) if seen.differences else None
 
     def verdict(self, seen: _Facts, adjusted: float) -> Verdict:
@@ -215,16 +217,16 @@ class _Rule:
     def decide(self, seen: _Facts, adjusted: float) -> tuple[Word, str]:
         """The word, and why."""
         n, holds = len(seen.differences), adjusted <= self.alpha
-        if n > 1 and not seen.losses and self._within_margin(seen):
+        if n > 1 and not seen.failures and self._within_margin(seen):
             why = f"the interval lies within ±{self.margin:.3g}"
             if n >= FEW:
                 return "practically equal", why
             return "too few seeds", f"{why}, but {n} seeds cannot claim that; {FEW} can"
-        if self.by_losses(seen):
+        if self.by_failures(seen):
             if holds:
-                return "worse" if seen.lost_mine > seen.lost_theirs else "better", seen.losses
-            return "too few seeds", f"{seen.losses}; {self._too_few(n)}"
-        if seen.ran and seen.lost_mine == seen.lost_theirs == seen.ran:
+                return "worse" if seen.failed_mine > seen.failed_theirs else "better", seen.failures
+            return "too few seeds", f"{seen.failures}; {self._too_few(n)}"
+        if seen.ran and seen.failed_mine == seen.failed_theirs == seen.ran:
             return "no evidence", "neither finished a seed"
         if n < self.fewest:
             return "too few seeds", self._too_few(n)
@@ -232,8 +234,8 @@ class _Rule:
         claim: Word | None = None
         if holds and (bounds := self._bounds(seen)) and bounds.excludes_zero:
             claim = "better" if bounds.mean < 0 else "worse"
-        if seen.losses and claim != ("worse" if seen.lost_mine > seen.lost_theirs else "better"):
-            return "no evidence", seen.losses
+        if seen.failures and claim != ("worse" if seen.failed_mine > seen.failed_theirs else "better"):
+            return "no evidence", seen.failures
         if holds and claim is None:
             return "no evidence", f"the interval holds zero, at {self._p(adjusted)}"
         return claim or "no evidence", self._p(adjusted)
@@ -242,15 +244,15 @@ class _Rule:
         """Seeds in total that would settle what these did not, were all just as it looks; None where unknown."""
         n = len(seen.differences)
         if n < 2:
-            hopeless = seen.ran > 0 and seen.lost_mine == seen.lost_theirs == seen.ran
+            hopeless = seen.ran > 0 and seen.failed_mine == seen.failed_theirs == seen.ran
             return None if hopeless else max(self.fewest, seen.ran + 1)
-        if seen.losses and not self.by_losses(seen):
-            return None  # more seeds do not make up for those that are lost
+        if seen.failures and not self.by_failures(seen):
+            return None  # more seeds do not make up for those that failed
         spread = statistics.stdev(seen.differences)
         total = seeds_needed(seen.mean, spread, self.margin, n, self.alpha, self.size)
         if total is None:
             return None
-        total = math.ceil(total * seen.ran / n)  # as many will be lost again
+        total = math.ceil(total * seen.ran / n)  # as many will fail again
         return total if total <= MOST_SEEDS else None
 
     def _bounds(self, seen: _Facts) -> Interval | None:

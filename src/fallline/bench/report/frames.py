@@ -73,8 +73,8 @@ def results_frame(results: Results) -> Frame:
     for part in results.parts:
         for rank, entry in enumerate(part.entries, start=1):
             row: dict[str, Value] = {**_place(results, part, entry), "rank": rank, "label": entry.label}
-            row |= {"ours": entry.ours, "seeds": len(entry.seeds), "seeds_lost": entry.lost_seeds}
-            row |= {"trials": len(entry.trials), "trials_lost": entry.lost_trials, "chosen_trial": entry.chosen_trial}
+            row |= {"ours": entry.ours, "seeds": len(entry.seeds), "seeds_lost": entry.failed_seeds}
+            row |= {"trials": len(entry.trials), "trials_lost": entry.failed_trials, "chosen_trial": entry.chosen_trial}
             for measure, column in measures.items():
                 row |= _bounds(column, entry.measure(measure))
             row |= {"baseline": part.baseline.name if part.baseline else None, "band": part.margin}

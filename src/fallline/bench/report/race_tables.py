@@ -87,14 +87,14 @@ def _label(entry: ContenderResult) -> Cell:
 
 def _loss(entry: ContenderResult) -> Cell:
     """Loss and interval, or why there is none; failed seeds are counted after it."""
-    if entry.trials and entry.lost_trials == len(entry.trials):
+    if entry.trials and entry.failed_trials == len(entry.trials):
         return [Span("every trial failed", "warn")]
     loss = entry.measure("loss")
     if loss is None:
         return [Span("every seed failed", "warn")] if entry.seeds else "–"
     cell = [Span(spread(loss), title=f"mean over {plural(loss.count, 'seed')}, 95 % BCa interval")]
-    if entry.lost_seeds:
-        count, of = entry.lost_seeds, len(entry.seeds)
+    if entry.failed_seeds:
+        count, of = entry.failed_seeds, len(entry.seeds)
         cell.append(Span(f"{count} of {of} seeds failed", "warn value", brief=f"{count}/{of} failed"))
     return cell
 
@@ -152,12 +152,12 @@ def _detectable(entry: ContenderResult) -> Cell:
 
 
 def _failed_trials(entry: ContenderResult) -> Cell:
-    count, of = entry.lost_trials, len(entry.trials)
+    count, of = entry.failed_trials, len(entry.trials)
     return [Span(f"{count} of {of}", "value warn" if count else "value")]
 
 
 def _failed_share(entry: ContenderResult) -> Cell:
-    return f"{entry.lost_trials}/{len(entry.trials)}"
+    return f"{entry.failed_trials}/{len(entry.trials)}"
 
 
 def _cpu_time(entry: ContenderResult) -> Cell:

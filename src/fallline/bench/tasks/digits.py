@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,6 +66,9 @@ class Digits(Task):
 
     @cached_property
     def _splits(self) -> dict[str, Images]:
+        from sklearn.datasets import load_digits  # here: listing the tasks does without
+        from sklearn.model_selection import train_test_split
+
         images, labels = load_digits(return_X_y=True)
         rest, test, rest_labels, test_labels = train_test_split(
             images, labels, test_size=0.2, stratify=labels, random_state=SPLIT_SEED

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from rich.filesize import decimal
-
 from fallline.bench.common.names import needed
 from fallline.bench.tasks.data._find import DataError, folders, get_dataset, locate
 from fallline.bench.tasks.data._read import read_bytes
@@ -103,6 +101,8 @@ def _whole(file: File, path: Path) -> bool:
 def _room(dataset: DataSet, sizes: list[int | None], into: Path) -> None:
     need, free = sum(size or 0 for size in sizes), shutil.disk_usage(into).free
     if free < need:
+        from rich.filesize import decimal
+
         raise DataError(
             f"the disk is too full: {dataset.title} takes {decimal(need)}, and {into} has room for {decimal(free)}"
         )

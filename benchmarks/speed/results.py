@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from fallline.bench.speed.counts import Counts
-from fallline.bench.speed.fresh import Fresh
-from fallline.bench.speed.methods import Method
-from fallline.bench.speed.timing import Turn
+from speed.counts import Counts
+from speed.fresh import Fresh
+from speed.methods import Method
+from speed.timing import Turn
 
 ClockName = Literal["wall", "cpu"]
 CLOCKS: tuple[ClockName, ...] = ("wall", "cpu")

@@ -208,7 +208,7 @@ def read_methods(path: Path) -> tuple[Method, ...]:
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, "METHODS", None)
     if not isinstance(found, Sequence) or not found or not all(isinstance(one, Method) for one in found):
-        raise ValueError(f"{path} has no list METHODS of fallline.bench.speed.Method")
+        raise ValueError(f"{path} has no list METHODS of speed.Method")
     return tuple(found)
 
 

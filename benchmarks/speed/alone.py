@@ -1,4 +1,4 @@
-"""A method in a process of its own: `python -m fallline.bench.speed.alone '{...}'` prints what it found as JSON.
+"""A method in a process of its own: `python -m speed.alone '{...}'` prints what it found as JSON.
 
 What is imported before the first step would be missing in it, so this module imports little.
 """
@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from fallline.bench.speed.ground import DTYPES, Ground, Stepper, lay
-from fallline.bench.speed.methods import all_methods
-from fallline.bench.speed.shapes import get_set
+from speed.ground import DTYPES, Ground, Stepper, lay
+from speed.methods import all_methods
+from speed.shapes import get_set
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1

@@ -11,8 +11,8 @@ import torch
 
 from fallline.bench.common.files import put
 from fallline.bench.runs.environment import environment
-from fallline.bench.speed.results import Part, Row
-from fallline.bench.speed.timing import Turn
+from speed.results import Part, Row
+from speed.timing import Turn
 
 SCHEMA = 1
 """Goes up when a reader of older records would misread newer ones."""

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fallline.bench.speed.methods import Method
+from speed.methods import Method
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME", "FALLLINE_CACHE")
 """Environment variables that say where compiled code is kept."""
+
+HERE = str(Path(__file__).parents[1])
+"""Where this package is imported from."""
 
 PATIENCE = 900.0
 """Seconds until a process is given up."""
@@ -64,16 +67,16 @@ def fresh(method: Method, task: dict[str, Any], files: Sequence[Path], first: bo
 
 
 def ask(task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
-    """What a new process finds: see `fallline.bench.speed.alone`.
+    """What a new process finds: see `speed.alone`.
 
     Raises:
         RuntimeError: it failed, or took more than a quarter of an hour.
     """
-    command = [sys.executable, "-m", "fallline.bench.speed.alone", json.dumps(task)]
+    path = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, **environment, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "speed.alone", json.dumps(task)]
     try:
-        done = subprocess.run(
-            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=PATIENCE
-        )
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"no first step within {PATIENCE:.0f} seconds") from None
     if done.returncode != 0:

@@ -18,18 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from fallline.bench.common.seeds import generator, seed_torch
 from fallline.bench.common.spaces import Setting
 from fallline.bench.contenders import get_contender, lr_factor
-from fallline.bench.race.plan import one_thread
 from fallline.bench.runs.checkpoint import Checkpoint
 from fallline.bench.runs.loop import train
 from fallline.bench.runs.run import Run
 from fallline.bench.tasks import Split, get_task
 from fallline.bench.tasks.digits import Digits, Images
+from speed.run import threads
 
 AIM = 0.03
 """The share of a bare loop's time that the harness may cost."""
@@ -172,7 +173,7 @@ def overhead(repetitions: int = REPETITIONS, cases: Mapping[str, Settings] = CAS
         AssertionError: they did not make the same steps.
     """
     found = []
-    with one_thread():
+    with threads(1):
         for name, settings in cases.items():
             pairs = [side_by_side(name, settings, bare_first=i % 2 == 0) for i in range(-1, repetitions)]
             for bare, harness in pairs:
@@ -205,8 +206,8 @@ def side_by_side(name: str, settings: Settings, bare_first: bool = True) -> tupl
         return End(ended, *losses, np.array(watch.seconds))
 
     gc.collect()
-    with ThreadPoolExecutor(2) as threads:
-        loops = [threads.submit(follow, bare, bare_loop), threads.submit(follow, harness, harness_loop)]
+    with ThreadPoolExecutor(2) as pool:
+        loops = [pool.submit(follow, bare, bare_loop), pool.submit(follow, harness, harness_loop)]
         watches[0 if bare_first else 1].turn.release()
         mine, theirs = (loop.result() for loop in loops)
     return mine, theirs
@@ -268,3 +269,17 @@ def overhead_words(found: Sequence[Overhead]) -> list[str]:
         f"CPU time without evaluations, one thread; {len(found[0].bare)} runs of each, which took turns step by step "
         "and ended in the same weights to the bit.",
     ]
+
+
+def main() -> None:
+    """Measure, and print the table and what was compared."""
+    console = Console(highlight=False)
+    found = overhead()
+    console.print(overhead_table(found))
+    console.print()
+    for sentence in overhead_words(found):
+        console.print(sentence)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from fallline.bench.speed.results import ClockName, Part, Ratio, Row
+from speed.results import ClockName, Part, Ratio, Row
 
 NONE = "–"
 

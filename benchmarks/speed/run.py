@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from fallline.bench.speed.alone import temporaries
-from fallline.bench.speed.counts import Counts, count
-from fallline.bench.speed.fresh import Fresh, fresh
-from fallline.bench.speed.ground import DTYPES, Ground, Stepper, lay
-from fallline.bench.speed.methods import Method
-from fallline.bench.speed.results import ClockName, Part, Row, ratios, times
-from fallline.bench.speed.shapes import get_set
-from fallline.bench.speed.timing import COPY, Pair, Runner, Turn, turns
+from speed.alone import temporaries
+from speed.counts import Counts, count
+from speed.fresh import Fresh, fresh
+from speed.ground import DTYPES, Ground, Stepper, lay
+from speed.methods import Method
+from speed.results import ClockName, Part, Row, ratios, times
+from speed.shapes import get_set
+from speed.timing import COPY, Pair, Runner, Turn, turns
 
 ROOM = 0.6
 """Of the memory so much is used."""

@@ -1,4 +1,4 @@
-"""`fallline bench step`, which `python -m fallline.bench.speed` is too."""
+"""The command `python benchmarks/speed`."""
 
 import re
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from fallline.bench.speed.ground import DTYPES
-from fallline.bench.speed.methods import METHODS, Method, all_methods, chosen
-from fallline.bench.speed.record import machine, write
-from fallline.bench.speed.results import Part
-from fallline.bench.speed.run import Plan, measure
-from fallline.bench.speed.shapes import SETS, get_set
-from fallline.bench.speed.tables import tables, words
+from speed.ground import DTYPES
+from speed.methods import METHODS, Method, all_methods, chosen
+from speed.record import machine, write
+from speed.results import Part
+from speed.run import Plan, measure
+from speed.shapes import SETS, get_set
+from speed.tables import tables, words
 
 app = typer.Typer(
     rich_markup_mode="rich",
@@ -82,11 +82,11 @@ def step(
 
     [b]Examples[/b]
 
-    fallline bench step --only koala-m,fused
+    python benchmarks/speed --only koala-m,fused
 
-    fallline bench step --set gpt2 --dtype float32 --dtype bfloat16 --only fused --first
+    python benchmarks/speed --set gpt2 --dtype float32 --dtype bfloat16 --only fused --first
 
-    fallline bench step --with benchmarks/unfused.py --first --memory --out benchmarks/records/mine.json
+    python benchmarks/speed --with benchmarks/unfused.py --first --memory --out benchmarks/records/mine.json
     """
     console, watch = wide(), Console(stderr=True, highlight=False)
     checked_device(device)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fallline.bench.common.seeds import derive
-from fallline.bench.speed.methods import Method
-from fallline.bench.speed.shapes import Shape, elements
+from speed.methods import Method
+from speed.shapes import Shape, elements
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """By the name that `--dtype` takes."""
