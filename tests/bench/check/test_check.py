@@ -839,7 +839,7 @@ def test_a_crash_a_hang_and_an_exit_are_failures_of_the_optimizer_alone() -> Non
     names = ["contract/negative-lr-refused", "state/resumes", "state/deepcopies", "state/keys-are-parameters"]
     promises = [PROMISES[name] for name in names]
     excuses = {names[0]: "it says so", names[3]: "not needed"}
-    verdicts = check(get_subject(mutant(Collapses), {}), promises, excuses, Limits(seconds=5), heard=heard.append)
+    verdicts = check(get_subject(mutant(Collapses), {}), promises, excuses, Limits(seconds=10), on_verdict=heard.append)
     exits, crashes, hangs, holds = verdicts
     assert (exits.outcome, exits.reason) == (Outcome.excused, "it says so")
     assert crashes.reason == "its process was ended by SIGSEGV"
