@@ -335,7 +335,7 @@ def test_on_the_real_data_a_few_steps_lower_the_loss_of_what_was_not_stepped_on(
 def test_a_run_with_a_carried_state_goes_on_from_its_checkpoint_to_the_same_numbers(monkeypatch, tmp_path):
     task = small_text(monkeypatch)
     task.steps, task.evaluations = 6, 3
-    monkeypatch.setattr("fallline.bench.runs.loop.get_task", lambda name: task)
+    monkeypatch.setattr("fallline.bench.runs.plan.get_task", lambda name: task)
     run = Run("ptb-lstm", "sgd", {"lr": 1.0}, seed=0)
     whole = train(run)
     seen: list[int] = []
