@@ -101,7 +101,16 @@ def made(card: Contender, settings: Mapping[str, Any], parameters: Iterable[Tens
     return cast(torch.optim.Optimizer, optimizer)
 
 
-METHODS: tuple[Method, ...] = (*_torch(), *(method for card in contenders().values() for method in of_card(card)))
+def in_order(cards: Mapping[str, Contender]) -> list[Contender]:
+    """The cards in the order of the tables; those from elsewhere come last."""
+    first = [cards[name] for name in ORDER]
+    return first + [card for name, card in cards.items() if name not in ORDER]
+
+
+ORDER = ("coolmomentum", "koala-v", "koala-m", "koala-pp", "koala-adam", "koala-orthogonal", "arturo", "lodo")
+"""From the simplest to the most expensive."""
+
+METHODS: tuple[Method, ...] = (*_torch(), *(method for card in in_order(contenders()) for method in of_card(card)))
 """What is measured unless `--only` says otherwise, in the order of the tables."""
 
 

@@ -93,6 +93,8 @@ def get_contender(name: str) -> Contender:
     variant = VARIANT.fullmatch(name)
     assert variant is not None  # the expression takes any text
     found = _get_entry(variant["entry"])
+    if variant["schedule"] or variant["copy"]:
+        found = replace(found, colour=None, dash=Contender.dash)  # it must not look like the method itself
     if schedule := variant["schedule"]:
         schedules: dict[str, Schedule] = {known: known for known in get_args(Schedule)}
         schedules["native"] = found.native or found.schedule
