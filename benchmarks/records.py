@@ -21,8 +21,9 @@ from fallline.bench.race.workers import available_cores, local_pool
 from fallline.bench.runs.environment import environment
 from fallline.bench.tasks.data import MissingData, find
 from fallline.papers.experiments import EXPERIMENTS, Design, Experiment, get_experiment
-from fallline.papers.experiments.reproduce import Progress, reproduce, slim, stem_of, write
+from fallline.papers.experiments.reproduce import Progress, reproduce, slim, write
 from fallline.papers.experiments.watch import Watcher
+from fallline.papers.records import stem_of
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"

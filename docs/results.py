@@ -12,9 +12,7 @@ from fallline.bench.common.files import fill, markdown
 from fallline.bench.protocol.stats import Interval
 from fallline.papers.experiments import EXPERIMENTS, Experiment, get_experiment
 from fallline.papers.experiments._case_page import figures
-from fallline.papers.experiments.listing import how, measured
-from fallline.papers.experiments.page import Record
-from fallline.papers.experiments.reproduce import stem_of
+from fallline.papers.records import Record, how, measured, stem_of
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "benchmarks" / "records"

@@ -44,6 +44,7 @@ __main__
 papers.repro
 papers.gallery papers.claims
 papers.experiments
+papers.records papers.perceptron
 papers bench.cli
 bench.report bench.race bench.check
 bench.protocol

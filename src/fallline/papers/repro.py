@@ -20,6 +20,7 @@ from fallline.papers.experiments import Design, Experiment, get_experiment
 from fallline.papers.experiments.listing import listed
 from fallline.papers.experiments.reproduce import reproduce, write
 from fallline.papers.experiments.watch import Watcher, results_tables
+from fallline.papers.records import folder
 
 
 class Size(StrEnum):
@@ -151,7 +152,6 @@ def repro(
 def claims_table(names: Sequence[str], quick: bool, records: Path | None, out: Path) -> None:
     """Measure the papers' claims, show the table and write it; an error in one of them is exit status 1."""
     from fallline.papers.claims import Effort, chosen  # which no other command needs
-    from fallline.papers.claims._records import folder
     from fallline.papers.claims.examine import FAILED, begun, examined, keep
     from fallline.papers.claims.show import tables, tally
 

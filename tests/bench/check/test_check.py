@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import TABLE
 from torch import Tensor
 from torch.testing._internal.subclasses import WrapperSubclass
 
@@ -619,6 +620,12 @@ EXCUSED = {
 }
 """What ours do not keep."""
 
+ONE_A_GROUP = {"arturo-group", "lodo", "lodo-decay", "lodo-sgd", "lodo-residual", "lodo-global"}
+"""Where two groups are to differ: each has a bound, or a network, of its own."""
+
+REFUSED = {"gradients/sparse", "run/a-negative-lr-in-mid-run"}
+"""What all of ours refuse in words."""
+
 TORCHS = {
     "sgd": {"contract/nan-lr-refused", "state/garbage-refused"},
     "adamw": {
@@ -665,6 +672,17 @@ def test_there_are_promises_of_every_kind() -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_ours_keep_every_promise(name: str) -> None:
     assert broken(name) == EXCUSED.get(name, set())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_ours_keep_every_promise_with_other_settings(name: str) -> None:
+    """To learn and to compile takes most of the time: `tests/library/test_contract.py` asks for more of both."""
+    kind, settings = TABLE[name]
+    subject = get_subject(f"fallline:{kind.__name__}", settings)
+    verdicts = [attempt(one, subject) for one in ALONE if one.group != "learns" and one.path not in COMPILED]
+    excused = {"groups/two-alike-are-one"} if name in ONE_A_GROUP else set()
+    assert {one.promise for one in verdicts if one.broken} == excused, verdicts
+    assert {one.promise for one in verdicts if one.outcome is Outcome.refused} == REFUSED
 
 
 def test_ours_keep_every_promise_with_compiled_kernels_too() -> None:
@@ -995,6 +1013,8 @@ def test_settings_are_python_s_literals_or_text() -> None:
     asked = ["a=false", "b=TRUE", "c=inf", "d=1e-3", "e=+.5", "f=", "g=((((", "h={[]:1}"]
     wanted = {"a": False, "b": True, "c": math.inf, "d": 1e-3, "e": 0.5, "f": "", "g": "((((", "h": "{[]:1}"}
     assert parse_settings(asked) == wanted
+    settings = parse_settings(["curvature_floor=-inf", "solver=bisect"])
+    assert "dict(curvature_floor=float('-inf'), solver='bisect')" in get_subject("arturo", settings).header("", ())
     with pytest.raises(ValueError, match="lr is given twice"):
         parse_settings(["lr=0.1", "lr=0.1"])
     assert (

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import math
 import os
 import re
 import sys
@@ -47,7 +48,7 @@ class Subject:
     modes: bool = False
     """Whether it has `train()` and `eval()`, as Schedule-Free optimizers do."""
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments of the class beside its parameters: plain values, written by `repr`."""
+    """Arguments of the class beside its parameters: plain values, written by :func:`literal`."""
 
     def header(self, imports: str, uses: Sequence[str]) -> str:
         """The start of every program: imports, settings, seed, and those of `step` and `given` that are used."""
@@ -57,7 +58,7 @@ class Subject:
         if self.folder is not None:
             lines = ["import sys", f"sys.path.insert(0, {self.folder!r})", *lines]
         lines.append(f"from {self.module} import {self.kind}" + ("" if self.modes else " as Optimizer"))
-        written = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        written = ", ".join(f"{name}={literal(value)}" for name, value in self.settings.items())
         lines += ["", f"settings = dict({written})" if written else "settings = {}", "torch.manual_seed(0)"]
         helpers = [MADE.format(kind=self.kind)] if self.modes else []
         helpers += [HELPERS[name][self.loss] for name in HELPERS if name in uses]
@@ -117,6 +118,13 @@ VALUE = {
     return mean""",
 }
 """The mean loss, at the weights that its users evaluate: with modes or without."""
+
+
+def literal(value: object) -> str:
+    """A setting as a program writes it: infinity and NaN have no literal, and `repr` gives a name that is not there."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(literal, value))}{',' if len(value) == 1 else ''})"
+    return f"float({str(value)!r})" if isinstance(value, float) and not math.isfinite(value) else repr(value)
 
 
 def parse_settings(written: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
+from torch import Tensor
 
 from fallline.bench.protocol.stats import CONFIDENCE, Interval
 
@@ -73,6 +74,11 @@ def mean_of(name: str, values: ArrayLike) -> Reading:
     return Reading(name, found.mean, found.low, found.high, found.count)
 
 
+def gap(name: str, other: Tensor, path: Tensor, start: Tensor) -> Reading:
+    """The distance between the ends of two paths, by the length of the second from its start."""
+    return exact(name, float((other - path).norm() / (path - start).norm()))
+
+
 def t_interval(values: ArrayLike, confidence: float = CONFIDENCE) -> Interval:
     """The mean of two or more values and its interval by Student's t; `ValueError` of fewer."""
     sample = np.asarray(values, dtype=np.float64)
@@ -131,8 +137,7 @@ class Claim:
     """One claim of a paper, and how it is put to the test."""
 
     id: str
-    method: str
-    """Of `METHODS`."""
+    """Begins with the name of its method, or with what stands for it in `ABBREVIATIONS`."""
 
     sentence: str
     source: str
@@ -149,8 +154,15 @@ class Claim:
     if_not: str
     """What is concluded where it does not."""
 
+    @property
+    def method(self) -> str:
+        """A name of `METHODS`."""
+        first = self.id.partition("-")[0]
+        return ABBREVIATIONS.get(first, first)
+
 
 METHODS = {"koala": "KOALA", "arturo": "arTuRO", "lodo": "LODO", "coolmomentum": "CoolMomentum"}
+ABBREVIATIONS = {"cool": "coolmomentum"}
 
 
 def verdict(criterion: Criterion, measured: Measured) -> tuple[Verdict, str]:

@@ -1,23 +1,11 @@
 """Claims about training that takes hours are read from records of `fallline repro`, where there are any."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import fallline
 from fallline.bench.common.plain import read
 from fallline.papers.claims._claim import Effort, Measured, mean_of
-from fallline.papers.experiments.listing import RECORDS, how
-from fallline.papers.experiments.page import Record
-from fallline.papers.experiments.reproduce import stem_of
-
-
-def folder() -> Path | None:
-    """Where a checkout keeps its records: here, or beside the package; None where there is none."""
-    for root in (Path(), Path(fallline.__file__).parents[2]):
-        if (root / RECORDS).is_dir():
-            return root / RECORDS
-    return None
+from fallline.papers.records import Record, how, stem_of
 
 
 def record_of(effort: Effort, experiment: str) -> Record | None:
@@ -63,6 +51,28 @@ def differences(effort: Effort, experiment: str, ours: str, others: Sequence[str
     if lost and not undecided:
         undecided = f"seeds were lost, or are too few: {'; '.join(lost)}"
     return Measured(readings, told(record), undecided)
+
+
+def by_seed(record: Record, measure: str) -> dict[str, dict[int, float]]:
+    """A measure of the confirming runs that finished, by seed, and by label or, of an own problem, optimizer."""
+    labels = {
+        (entry["optimizer"], str(entry["chosen"])): entry["label"]
+        for case in record["results"].get("cases", ())
+        for entry in case["entries"]
+    }
+    found: dict[str, dict[int, float]] = {}
+    for one in record["runs"]:
+        run, outcome = one["run"], one["outcome"]
+        if run["test"] and outcome["status"] == "finished":
+            label = labels.get((run["optimizer"], str(run["settings"])), run["optimizer"])
+            found.setdefault(label, {})[run["seed"]] = outcome[measure]
+    return found
+
+
+def paired(values: Mapping[str, Mapping[int, float]], ours: str, other: str) -> list[tuple[float, float]]:
+    """The values of two optimizers with the same seeds, by seed."""
+    mine, theirs = values.get(ours, {}), values.get(other, {})
+    return [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
 
 
 def told(record: Record) -> dict[str, Any]:

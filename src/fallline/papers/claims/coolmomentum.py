@@ -291,7 +291,6 @@ def energy(effort: Effort, make: Make = CoolMomentum) -> Measured:
 CLAIMS = (
     Claim(
         "cool-temperature",
-        "coolmomentum",
         "At constant momentum the weights have a temperature, T = lr s² (1 + rho) / (4 (1 − rho)) / (1 − lr k / 4), "
         "the same by their positions and by their displacements: less momentum is colder.",
         f"{PAPER}, abstract; the law is derived from the update",
@@ -307,7 +306,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-virial",
-        "coolmomentum",
         "At equilibrium the mean of x g is that of D² / lr, in any potential, at any momentum.",
         DERIVED,
         Criterion("⟨x g⟩ by ⟨D²⟩ / lr", 0.9, 1.1),
@@ -318,7 +316,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-stability",
-        "coolmomentum",
         "On a curvature k the method is stable for lr k < 4 at every momentum, lr being the squared time step.",
         DERIVED,
         Criterion("largest stable lr k", 4 - 1e-6, 4 + 1e-6),
@@ -330,7 +327,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-stiffness",
-        "coolmomentum",
         "It bears ten times the curvature that SGD with momentum 0.9 and the same effective learning rate does.",
         DERIVED,
         Criterion("largest stable curvature by that of SGD", at_least=10.0),
@@ -341,7 +337,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-annealing",
-        "coolmomentum",
         "Annealing finds the deep well more often than a quench with as many steps, by the linear schedule, the "
         "README's of 2025.",
         f"{PAPER}, title and abstract; the schedule: {README}",
@@ -355,7 +350,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-annealing-exponential",
-        "coolmomentum",
         "The same by the article's own schedule, the exponential one.",
         f"{PAPER}, title and abstract",
         Criterion("share of walkers, annealed − quenched", at_least=0.0),
@@ -367,7 +361,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-annealing-exponential-long",
-        "coolmomentum",
         "The article's schedule is better than a quench where steps are many.",
         f"{PAPER}, title and abstract; the length is ours",
         Criterion("share of walkers, annealed − quenched", at_least=0.0),
@@ -378,7 +371,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-annealing-short",
-        "coolmomentum",
         "Annealing, linear, is better than a quench also where steps are few.",
         f"{PAPER}, title and abstract; the schedule: {README}",
         Criterion("share of walkers, annealed − quenched", at_least=0.0),
@@ -389,7 +381,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-slowly",
-        "coolmomentum",
         "The slower it cools, the more often it finds the deep well.",
         DERIVED,
         Criterion("share of walkers, slower − faster", at_least=0.0),
@@ -400,7 +391,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-linear",
-        "coolmomentum",
         "At equal length the linear schedule finds the deep well more often than the article's exponential one.",
         README,
         Criterion("share of walkers, linear − exponential", at_least=0.0),
@@ -411,7 +401,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-control",
-        "coolmomentum",
         "It is the cooling momentum that helps, and not the fall of the effective learning rate that comes with it.",
         "ours: the abstract does not set the momentum against the effective rate",
         Criterion(
@@ -426,7 +415,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-sgd",
-        "coolmomentum",
         "At constant momentum it is SGD with momentum rho and rate lr (1 + rho) / 2; when it has cooled, SGD at lr / "
         "2.",
         DERIVED,
@@ -439,7 +427,6 @@ CLAIMS = (
     ),
     Claim(
         "cool-energy",
-        "coolmomentum",
         "Without friction the dynamics conserve energy.",
         DERIVED,
         Criterion("drift of the energy by the energy", at_most=1e-4),

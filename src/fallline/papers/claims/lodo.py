@@ -12,7 +12,7 @@ from fallline import LODO
 from fallline.bench.common.seeds import generator
 from fallline.bench.tasks.bowl import EIGENVALUES as PUBLISHED
 from fallline.papers.claims._claim import DERIVED, Claim, Criterion, Effort, Measured, exact, mean_of
-from fallline.papers.claims._records import missing, record_of, told
+from fallline.papers.claims._records import by_seed, missing, paired, record_of, told
 from fallline.papers.experiments.lodo_bowl import REFERENCE, hessian_error
 
 PAPER = "Liao et al. 2023"
@@ -34,18 +34,33 @@ class Bowl:
         g: Tensor = self.hessian @ (x - self.minimum)
         return g + self.noise * torch.randn(len(x), generator=self.draw, dtype=torch.float64)
 
+    def lodo(self, start: float = 0.0, draw: torch.Generator | None = None, **settings: Any) -> LODO:
+        """LODO at a point with all coordinates alike; its network is drawn from `draw`, else as the minimum's steps."""
+        x = nn.Parameter(torch.full((len(self.eigenvalues),), start, dtype=torch.float64))
+        return LODO([x], generator=draw or self.draw, **settings)
+
+    def step(self, optimizer: LODO, factor: float = 1.0) -> Tensor:
+        """A step on the gradient, times a factor. Returns the weights after it."""
+        (x,) = optimizer.param_groups[0]["params"]
+        x.grad = factor * self.gradient(x.detach())
+        optimizer.step()
+        weights: Tensor = x.detach()
+        return weights
+
+
+def operator(optimizer: LODO) -> Tensor:
+    """G as a matrix."""
+    return optimizer.networks[0].dense()
+
 
 def follow(bowl: Bowl, steps: int, averaged: int = 0, start: float = 0.0, **settings: Any) -> Tensor:
     """G after so many steps, or its mean over the last ones, at every tenth of them."""
-    n = len(bowl.eigenvalues)
-    x = nn.Parameter(torch.full((n,), start, dtype=torch.float64))
-    optimizer = LODO([x], generator=bowl.draw, **settings)
+    n, optimizer = len(bowl.eigenvalues), bowl.lodo(start, **settings)
     total, count = torch.zeros(n, n, dtype=torch.float64), 0
     for step in range(steps):
-        x.grad = bowl.gradient(x.detach())
-        optimizer.step()
+        bowl.step(optimizer)
         if step >= steps - max(averaged, 1) and (steps - 1 - step) % 10 == 0:
-            total, count = total + optimizer.networks[0].dense(), count + 1
+            total, count = total + operator(optimizer), count + 1
     return total / count
 
 
@@ -220,17 +235,14 @@ def by_curvature(times: Tensor, eigenvalues: Tensor = SPECTRUM) -> dict[str, flo
 
 def learned(bowl: Bowl, steps: int, every: int = 10, **settings: Any) -> Tensor:
     """Steps until 1 − λ v' G v has halved, to within `every`, for each eigenvector; `ArithmeticError` if not."""
-    x = nn.Parameter(torch.zeros(len(bowl.eigenvalues), dtype=torch.float64))
-    optimizer = LODO([x], generator=bowl.draw, **settings)
+    optimizer = bowl.lodo(**settings)
 
     def remains() -> Tensor:
-        G = optimizer.networks[0].dense()
-        return 1 - bowl.eigenvalues * torch.einsum("ij,ik,kj->j", bowl.basis, G, bowl.basis)
+        return 1 - bowl.eigenvalues * torch.einsum("ij,ik,kj->j", bowl.basis, operator(optimizer), bowl.basis)
 
     halved = Halved(remains())
     for step in range(1, steps + 1):
-        x.grad = bowl.gradient(x.detach())
-        optimizer.step()
+        bowl.step(optimizer)
         if step % every == 0 and halved(remains(), every):
             return halved.times
     raise halved.lost()
@@ -253,15 +265,9 @@ def scale(effort: Effort, meta_eps: float = 1e-30, c: float = 1e-3) -> Measured:
     paths = []
     for by in (1.0, c):
         bowl = Bowl(0, EIGENVALUES)
-        x = nn.Parameter(torch.ones(5, dtype=torch.float64))
         settings = {**NETWORK, "lr": NETWORK["lr"] / by, "meta_eps": meta_eps}
-        optimizer = LODO([x], generator=generator(0, "network"), **settings)
-        points = []
-        for _ in range(effort.pick(200, 100)):
-            x.grad = by * bowl.gradient(x.detach())
-            optimizer.step()
-            points.append(x.detach().clone())
-        paths.append(torch.stack(points))
+        optimizer = bowl.lodo(1.0, generator(0, "network"), **settings)
+        paths.append(torch.stack([bowl.step(optimizer, by).clone() for _ in range(effort.pick(200, 100))]))
     off = (paths[1] - paths[0]).norm(dim=1) / paths[0].norm(dim=1)
     return Measured([exact(f"loss × {c:g}", float(off.max()))])
 
@@ -269,16 +275,13 @@ def scale(effort: Effort, meta_eps: float = 1e-30, c: float = 1e-3) -> Measured:
 def positive(effort: Effort, preconditioner: str = "network") -> Measured:
     """The most negative eigenvalue of G, and its asymmetry, over a run; both by its largest eigenvalue."""
     bowl = Bowl(0, EIGENVALUES)
-    x = nn.Parameter(torch.zeros(5, dtype=torch.float64))
-    settings = {**NETWORK, "depth": 16, "meta_lr": 0.05, "preconditioner": preconditioner}
-    optimizer = LODO([x], generator=bowl.draw, **settings)
+    optimizer = bowl.lodo(**{**NETWORK, "depth": 16, "meta_lr": 0.05, "preconditioner": preconditioner})
     negative = skew = 0.0
-    first = optimizer.networks[0].dense()
+    first = operator(optimizer)
     for step in range(effort.pick(200, 100)):
-        x.grad = bowl.gradient(x.detach())
-        optimizer.step()
+        bowl.step(optimizer)
         if step % 10 == 0:
-            G = optimizer.networks[0].dense()
+            G = operator(optimizer)
             values = torch.linalg.eigvalsh((G + G.T) / 2)
             negative = max(negative, float(-values[0] / values.abs().max()))
             skew = max(skew, float((G - G.T).abs().max() / values.abs().max()))
@@ -313,15 +316,11 @@ def ablations(effort: Effort, others: Sequence[str] = ("lodo-diagonal",)) -> Mea
     record = record_of(effort, "lodo-bowl")
     if record is None:
         return missing("lodo-bowl")
-    losses: dict[str, dict[int, float]] = {}
-    for one in record["runs"]:
-        if one["outcome"]["score"] is not None:
-            losses.setdefault(one["run"]["optimizer"], {})[one["run"]["seed"]] = one["outcome"]["score"]
+    losses = by_seed(record, "score")
     readings = []
     for other in others:
-        both = sorted(losses.get("lodo", {}).keys() & losses.get(other, {}).keys())
-        if len(both) > 1:
-            change = [losses["lodo"][seed] / losses[other][seed] - 1 for seed in both]
+        change = [ours / theirs - 1 for ours, theirs in paired(losses, "lodo", other)]
+        if len(change) > 1:
             readings.append(mean_of(f"LODO by {other}, less 1", change))
     details = told(record) | {"steps": record["results"]["steps"]}
     return Measured(readings, details, "" if readings else "the record has too few runs of both")
@@ -332,23 +331,15 @@ def speed(effort: Effort) -> Measured:
     record = record_of(effort, "lodo-mnist")
     if record is None:
         return missing("lodo-mnist")
-    seconds: dict[str, dict[int, float]] = {}
-    labels = {entry["optimizer"]: entry["label"] for case in record["results"]["cases"] for entry in case["entries"]}
-    for one in record["runs"]:
-        if one["run"]["test"] and one["outcome"]["status"] == "finished":
-            label = labels.get(one["run"]["optimizer"], one["run"]["optimizer"])
-            seconds.setdefault(label, {})[one["run"]["seed"]] = one["outcome"]["cpu_seconds"]
-    both = sorted(seconds.get("LODO", {}).keys() & seconds.get("Adam", {}).keys())
-    if len(both) < 2:
+    ratios = [ours / theirs for ours, theirs in paired(by_seed(record, "cpu_seconds"), "LODO", "Adam")]
+    if len(ratios) < 2:
         return Measured((), told(record), "the record has too few runs of both")
-    ratios = [seconds["LODO"][seed] / seconds["Adam"][seed] for seed in both]
     return Measured([mean_of("CPU time of LODO by Adam's", ratios)], told(record))
 
 
 CLAIMS = (
     Claim(
         "lodo-inverse",
-        "lodo",
         "Where the minimum never rests, its operator approaches the inverse Hessian: in five dimensions.",
         f"{PAPER}, abstract; the size is ours",
         Criterion("‖I − G H‖ by that of the best learning rate", at_most=0.5),
@@ -362,7 +353,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-inverse-bowl",
-        "lodo",
         "The same on the paper's noisy bowl, in a hundred dimensions.",
         f"{PAPER}, abstract",
         Criterion("‖I − G H‖ by that of the best learning rate", at_most=0.5),
@@ -375,7 +365,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-inverse-at-rest",
-        "lodo",
         "The same in five dimensions where the minimum rests.",
         "ours: the abstract speaks of noisy landscapes",
         Criterion("‖I − G H‖ by that of the best learning rate", at_most=0.5),
@@ -387,7 +376,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-flat-last",
-        "lodo",
         "Flat directions are learned last.",
         DERIVED,
         Criterion(
@@ -402,7 +390,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-kalman",
-        "lodo",
         "Under gradient noise it goes to the steady Kalman gain, and not to the inverse Hessian.",
         DERIVED,
         Criterion("G by the Kalman gain", 0.9, 1.1),
@@ -414,7 +401,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-kalman-network",
-        "lodo",
         "So does the network in a random basis.",
         DERIVED,
         Criterion("distance of G to the gain, by that of the inverse Hessian to it", at_most=0.25),
@@ -426,7 +412,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-cube",
-        "lodo",
         "Near the inverse the rates at which it learns span the cube of the condition number.",
         DERIVED,
         Criterion("exponent of the eigenvalue in the rate", 2.75, 3.25),
@@ -441,7 +426,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-cube-afar",
-        "lodo",
         "The same from afar.",
         DERIVED,
         Criterion("exponent of the eigenvalue in the rate", 2.75, 3.25),
@@ -453,7 +437,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-adam",
-        "lodo",
         "Adam for theta evens the rates out.",
         DERIVED,
         Criterion("exponent of the eigenvalue in the rate", at_most=1.75),
@@ -464,7 +447,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-loss-scale",
-        "lodo",
         "Multiplying the loss by c changes nothing, if lr is divided by c and Adam's epsilon vanishes.",
         DERIVED,
         Criterion("largest relative distance of an iterate to that at scale 1", at_most=1e-6),
@@ -475,7 +457,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-loss-scale-eps",
-        "lodo",
         "The same with the epsilon of the authors' program, 1e-7.",
         DERIVED,
         Criterion("largest relative distance of an iterate to that at scale 1", at_most=1e-6),
@@ -487,7 +468,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-positive",
-        "lodo",
         "Its operator is symmetric and positive semidefinite whatever it learns, and starts as lr times identity.",
         DERIVED,
         Criterion("violation, by the largest eigenvalue", at_most=1e-12),
@@ -498,7 +478,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-ablations",
-        "lodo",
         "A simpler preconditioner, the diagonal one, does worse on the noisy bowl.",
         f"{PAPER}, abstract, of simpler ones in general",
         Criterion("loss of LODO by the diagonal one's, less 1", at_most=0.0),
@@ -509,7 +488,6 @@ CLAIMS = (
     ),
     Claim(
         "lodo-speed",
-        "lodo",
         "It trains a network of 95,000 weights at a speed comparable to usual optimizers: at most twice the time.",
         f"{PAPER}, abstract",
         Criterion("CPU time of training by Adam's", at_most=2.0),

@@ -7,7 +7,7 @@ from functools import cache
 
 from fallline.bench.common.names import make
 from fallline.papers.experiments._experiment import Case, Design, Done, Entry, Experiment, Stages
-from fallline.papers.experiments.page import Record
+from fallline.papers.records import Record
 
 EXPERIMENTS = {
     "arturo-cifar": "fallline.papers.experiments.arturo_cifar:ArturoCifar",

@@ -12,7 +12,6 @@ from fallline.papers.experiments.page import (
     Line,
     Page,
     Plot,
-    Record,
     Row,
     Section,
     Table,
@@ -21,6 +20,7 @@ from fallline.papers.experiments.page import (
     lost_of,
     value_axis,
 )
+from fallline.papers.records import Record
 
 NAMES = {"accuracy": "Test accuracy", "error": "Test error", "loss": "Test loss", "perplexity": "Test perplexity"}
 SCALES = {"cpu": "at CPU scale", "full": "at the published size"}

@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from fallline.bench.common.names import unknown
 from fallline.bench.common.seeds import derive
@@ -30,9 +30,8 @@ from fallline.bench.runs.loop import train
 from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks import get_task
 from fallline.papers.experiments._case_page import CasePage
-from fallline.papers.experiments.page import Page, Record
-
-Scale = Literal["cpu", "full"]
+from fallline.papers.experiments.page import Page
+from fallline.papers.records import Record, Scale
 
 MEASURES = {"accuracy": "%", "error": "%", "loss": "nats", "perplexity": ""}
 """What a published number may be, with its unit; all are made from `loss` and `accuracy` of `Outcome.result`."""

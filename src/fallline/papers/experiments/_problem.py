@@ -13,7 +13,8 @@ from fallline.bench.protocol.stats import Interval
 from fallline.bench.report.looks import INK
 from fallline.bench.runs.run import Outcome, Run
 from fallline.papers.experiments._experiment import Design, Entry, Experiment, Settings, Tuned, Tuning
-from fallline.papers.experiments.page import Line, Page, Record, Row, Section, Table
+from fallline.papers.experiments.page import Line, Page, Row, Section, Table
+from fallline.papers.records import Record
 
 Make = Callable[[Iterable[Tensor], Mapping[str, Any], torch.Generator], torch.optim.Optimizer]
 

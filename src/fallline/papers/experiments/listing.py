@@ -4,16 +4,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from fallline.bench.common.plain import Misfit, read
 from fallline.bench.tasks.data import MissingData, find
 from fallline.papers.experiments import EXPERIMENTS, Design, Experiment, get_experiment
-from fallline.papers.experiments.page import Record
-from fallline.papers.experiments.reproduce import stem_of
-
-RECORDS = Path("benchmarks") / "records"
-"""Where a checkout keeps its records."""
+from fallline.papers.records import RECORDS, Known, Record, how, measured, minutes, stem_of
 
 CORES = 2
 """For which a time that was not measured is estimated."""
@@ -32,26 +28,6 @@ class Listed:
     gpu: str
     ran: str
     """When and how it was run, with the place of the record; or `not run`, and why if that is known."""
-
-
-class Known(TypedDict):
-    """What the list says of a record; there is more in it."""
-
-    design: "Asked"
-    reused: int
-    cpu_seconds: float
-    seconds: float
-    environment: dict[str, str]
-    started_at: str
-
-
-class Asked(TypedDict):
-    """Of its design."""
-
-    quick: bool
-    optimizers: list[str]
-    scale: NotRequired[str | None]
-    cases: NotRequired[list[str]]
 
 
 def listed(out: Path, complain: Callable[[str], None] = warnings.warn) -> Iterator[Listed]:
@@ -132,37 +108,8 @@ def is_cpu_scale(record: Record) -> bool:
     return design.get("scale") == "cpu" and how(record) == "cpu scale"
 
 
-def measured(record: Record) -> str:
-    """The time by the clock, unless runs were taken over from before; then that of the processors."""
-    if record["reused"]:
-        return f"{minutes(record['cpu_seconds'])} of CPU time, measured"
-    return f"{minutes(record['seconds'])} on {cores(record)}, measured"
-
-
-def cores(record: Record) -> str:
-    """So many as ran at a time."""
-    count = record["environment"]["workers"].partition(" ")[0]
-    return f"{count} core{'' if count == '1' else 's'}"
-
-
-def minutes(seconds: float) -> str:
-    """As people say it: `40 s`, `12 min`, `3.5 h`."""
-    if seconds < 60:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def ran(experiment: Experiment, found: Sequence[tuple[Path, Record]]) -> str:
     """How it was run, when and with which record."""
     if not found:
         return f"not run{f': {experiment.not_run}' if experiment.not_run else ''}"
     return "; ".join(f"{how(record)}, {record['started_at'][:10]}, {path.as_posix()}" for path, record in found)
-
-
-def how(record: Record) -> str:
-    """At which scale, and whether all of it."""
-    design = record["design"]
-    words = ["quick"] if design["quick"] else []
-    words += [f"{design['scale']} scale"] if design.get("scale") else []
-    words += ["in part"] if design.get("cases") or design["optimizers"] else []
-    return ", ".join(words) or "whole"

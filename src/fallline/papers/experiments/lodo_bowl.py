@@ -36,7 +36,6 @@ from fallline.papers.experiments.page import (
     Line,
     Page,
     Plot,
-    Record,
     Row,
     Section,
     Table,
@@ -48,6 +47,7 @@ from fallline.papers.experiments.page import (
     lost_of,
     value_axis,
 )
+from fallline.papers.records import Record
 
 POINTS = 48
 """Windows, even over the logarithm of the step, that a run's losses are averaged over."""

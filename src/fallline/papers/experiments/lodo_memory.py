@@ -12,7 +12,8 @@ from fallline.bench.tasks.bowl import DIMENSION, Bowl, Landscape
 from fallline.papers.experiments._experiment import Case, Design, Done, Entry
 from fallline.papers.experiments._problem import MAKERS, Problem, estimated, settings_of
 from fallline.papers.experiments.lodo_bowl import TUNED, Chase
-from fallline.papers.experiments.page import Page, Record, Row, Section, Table, digits, lost_of
+from fallline.papers.experiments.page import Page, Row, Section, Table, digits, lost_of
+from fallline.papers.records import Record
 
 WAYS: Mapping[str, Mapping[str, Setting]] = {
     "as published": {},

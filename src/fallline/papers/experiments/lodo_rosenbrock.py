@@ -29,7 +29,8 @@ from fallline.papers.experiments._problem import (
     settings_of,
 )
 from fallline.papers.experiments.lodo_mnist import PAPER
-from fallline.papers.experiments.page import Line, Page, Plot, Record, Row, Section, Table, layout, log_axis
+from fallline.papers.experiments.page import Line, Page, Plot, Row, Section, Table, layout, log_axis
+from fallline.papers.records import Record
 
 START = (-0.5, 2.0)
 MINIMUM = (1.0, 1.0)

@@ -15,9 +15,6 @@ from fallline.bench.report.looks import Line as Line  # the experiments take all
 from fallline.bench.report.tables import Row as Row
 from fallline.bench.report.tables import Table as Table
 
-Record = dict[str, Any]
-"""What the JSON file of an experiment holds: see `reproduce.compose`."""
-
 
 @dataclass(frozen=True)
 class Plot:

@@ -26,8 +26,8 @@ from fallline.bench.runs.identity import library_source, run_key
 from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.data import DataError
 from fallline.papers.experiments import Design, Done, Experiment, Record, get_experiment
-from fallline.papers.experiments._experiment import Scale
 from fallline.papers.experiments.page import render
+from fallline.papers.records import stem_of
 
 LARGEST = 100_000
 """Bytes of a record that is kept for good."""
@@ -171,11 +171,6 @@ def write(experiment: Experiment, record: Record, folder: Path) -> tuple[Path, P
     page = render(experiment.page(json.loads(text)), json.loads(text))
     stem = stem_of(record["experiment"], record["design"]["scale"])
     return put(folder / f"{stem}.json", text), put(folder / f"{stem}.html", page)
-
-
-def stem_of(name: str, scale: Scale | None = None) -> str:
-    """How the files of an experiment are called; at full scale others than at the small one."""
-    return f"repro-{name.replace(':', '.')}{'-full' if scale == 'full' else ''}"
 
 
 def slim(experiment: Experiment, record: Record) -> Record:

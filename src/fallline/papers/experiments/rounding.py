@@ -16,7 +16,8 @@ from fallline.bench.runs.run import Outcome, Run
 from fallline.bench.tasks.digits import EPOCHS, Digits
 from fallline.papers.experiments._experiment import Case, Design, Done, Entry
 from fallline.papers.experiments._problem import Problem, estimated
-from fallline.papers.experiments.page import Page, Record, Row, Section, Table, digits, lost_of
+from fallline.papers.experiments.page import Page, Row, Section, Table, digits, lost_of
+from fallline.papers.records import Record
 
 SETTINGS: Mapping[str, Mapping[str, Setting]] = {
     "CoolMomentum": {"lr": 0.02, "rho_0": 0.9, "cool_steps": Digits.steps},

@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 
 from fallline import MomentumKOALA
-from fallline.papers.experiments.perceptron import Perceptron
 from fallline.papers.gallery._picture import Drawn
 from fallline.papers.gallery.svg import Panel, apart, area, document, group, heading, line, words
+from fallline.papers.perceptron import Perceptron
 
 Array = NDArray[np.float64]
 

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from fallline import KOALA
 from fallline.bench.common.seeds import derive
-from fallline.bench.common.spaces import Choice, Range, Setting, Space, trials
+from fallline.bench.common.spaces import Choice, Range, Setting, Space
 from fallline.bench.contenders import CONTENDERS, lr_factor
+from fallline.bench.protocol.search import Search
 from fallline.bench.race.workers import local_pool
+from fallline.bench.runs.run import Outcome
 
 Array = NDArray[np.float64]
 Value = Callable[[Any, Any], Any]
@@ -208,6 +210,12 @@ class Walk:
         """Mean loss over the last tenth of the steps; infinite where it is lost."""
         return float(self.tail.mean()) if np.isfinite(self.losses).all() else math.inf
 
+    @property
+    def outcome(self) -> Outcome:
+        """What a search sees of it."""
+        steps = len(self.way) - 1
+        return Outcome("diverged", steps) if math.isinf(self.score) else Outcome("finished", steps, score=self.score)
+
 
 FAR = 1e6
 """A walk that comes farther than this from the origin is lost, and ended."""
@@ -262,9 +270,11 @@ class Found:
 
 def search(landscape: Landscape, name: str, seed: int, count: int = TRIALS) -> Found:
     """The best of so many trials, which share the noise; and its settings from fresh starts, the same for all."""
-    tried = trials(space(name, landscape), count, derive("gallery", seed, landscape.name, name))
-    walks = [walk(landscape, name, settings, seed) for settings in tried]
-    chosen = min(walks, key=lambda one: one.score)
+    tuning = Search.drawn(space(name, landscape), count, derive("gallery", seed, landscape.name, name))
+    walks = [walk(landscape, name, settings, seed) for settings in tuning.plan]
+    for number, one in enumerate(walks):
+        tuning.add(number, one.outcome)
+    chosen = walks[tuning.chosen_trial or 0]  # the first where all are lost
     (left, right), (low, high) = landscape.bounds
     starts = np.random.default_rng(derive("gallery", seed, "starts")).uniform(
         (left, low), (right, high), (landscape.fresh, 2)

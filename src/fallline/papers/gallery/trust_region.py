@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from fallline import ArTuRO
 from fallline.bench.contenders import lr_factor
-from fallline.papers.experiments.perceptron import Perceptron
 from fallline.papers.gallery._picture import Drawn
 from fallline.papers.gallery.svg import Panel, area, document, group, heading, line, words
+from fallline.papers.perceptron import Perceptron
 
 Array = NDArray[np.float64]
 

@@ -19,16 +19,24 @@ class Perceptron:
 
     @property
     def weights(self) -> list[nn.Parameter]:
-        """Of all layers."""
+        """The weights of all layers."""
         return list(self.model.parameters())
 
-    def losses(self) -> Tensor:
-        """Of the next batch, [64], in nats; the backward pass of their mean is done."""
+    @property
+    def point(self) -> Tensor:
+        """All weights in one vector, a copy."""
+        return torch.cat([p.detach().flatten() for p in self.weights])
+
+    def losses(self, factor: float = 1.0) -> Tensor:
+        """The losses of the next batch, [64], in nats, and with the gradients of their mean, both times a factor."""
         images, labels = next(self.batches)
         losses = F.cross_entropy(self.model(images.to(self.dtype)), labels, reduction="none")
         self.model.zero_grad()
         losses.mean().backward()
-        return losses.detach()
+        for p in self.weights:
+            if factor != 1.0 and p.grad is not None:
+                p.grad.mul_(factor)
+        return factor * losses.detach()
 
     @torch.no_grad()
     def accuracy(self) -> float:
