@@ -4,6 +4,7 @@ It needs torch, numpy, scipy, rich and typer alone, for a machine that has a GPU
 fallline is not installed. Processes that time a first step import this package, so it loads only what a method is.
 """
 
-from speed.methods import METHODS, Method, Words
+from fallline.bench.contenders import Words
+from speed.methods import METHODS, Method
 
 __all__ = ["METHODS", "Method", "Words"]

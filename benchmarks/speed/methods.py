@@ -1,49 +1,24 @@
-"""Whose step is measured: torch's own and ours, each with the words that it must move.
-
-A word is one number of a tensor, read or written. What a method must move at the least is what its passes read and
-write when nothing between them is: temporaries live in registers. Our state is float32 also where parameters are
-bfloat16, so words of weights (parameters and gradients) and of state are counted apart.
-"""
+"""The methods whose steps are measured: torch's own, and those whose cards have steps."""
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-import fallline
 from fallline.bench.common.names import unknown
+from fallline.bench.contenders import Contender, Words, contenders
 
 Mode = Literal["eager", "fused", "foreach", "plain", "captured"]
 """How a step runs: our kernels one tensor at a time, or in one pass over all; torch's over lists; as the authors write
 it; or the fused step as a CUDA graph."""
 
 Make = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True)
-class Words:
-    """Words that a step must read and write for each parameter."""
-
-    weights: float
-    """Of parameters and gradients, in the parameters' dtype."""
-
-    state: float
-    """Of the optimizer's state, in the state's dtype."""
-
-    @property
-    def total(self) -> float:
-        """Both."""
-        return self.weights + self.state
-
-    def bytes(self, weight: float, state: float) -> float:
-        """Bytes a parameter, from the bytes of a number of each kind."""
-        return self.weights * weight + self.state * state
 
 
 @dataclass(frozen=True)
@@ -103,91 +78,39 @@ def _torch() -> Iterable[Method]:
         yield Method(f"adamw-{mode}", "AdamW", partial(torch.optim.AdamW, lr=RATE, **run), mode, ADAMW, 2)
 
 
-def _both(
-    name: str,
-    label: str,
-    make: Callable[..., torch.optim.Optimizer],
-    words: Words | None,
-    state: float,
-    *,
-    against: str | None = None,
-    target: float | None = None,
-    per_word: bool = True,
-    loss: bool = False,
-    sets: tuple[str, ...] = (),
-    apart: bool = False,
-) -> Iterable[Method]:
-    """A method of ours, fused and eager.
-
-    Args:
-        against, target: of the fused form.
-        per_word: whether the eager form is to cost no more a word than AdamW over lists does.
-    """
-    more: dict[str, Any] = dict(loss=loss, sets=sets, apart=apart)
-    yield Method(
-        f"{name}-fused", label, partial(make, fused=True), "fused", words, state, against=against, target=target, **more
-    )
-    yardstick: dict[str, Any] = {}
-    if words is not None:
-        yardstick = dict(against="adamw-foreach", target=words.total / ADAMW.total if per_word else None)
-    yield Method(f"{name}-eager", label, make, "eager", words, state, **yardstick, **more)
+def of_card(card: Contender) -> Iterator[Method]:
+    """A method as its card says, fused and eager."""
+    for one in card.steps:
+        more: dict[str, Any] = dict(words=one.words, state=one.state, loss=one.loss, sets=one.sets, apart=one.apart)
+        fixed = {"lr": RATE, **one.settings}
+        if one.fused:
+            fused = partial(made, card, {**fixed, "fused": True})
+            beside: dict[str, Any] = dict(against=one.against, target=one.target)
+            yield Method(f"{one.name}-fused", one.label, fused, "fused", **beside, **more)
+        if one.eager:
+            yardstick: dict[str, Any] = {}
+            if one.words is not None:
+                share = one.words.total / ADAMW.total if one.per_word else None
+                yardstick = dict(against="adamw-foreach", target=share)
+            yield Method(f"{one.name}-eager", one.label, partial(made, card, fixed), "eager", **yardstick, **more)
 
 
-def _ours() -> Iterable[Method]:
-    """Each word of the comments is one read or write of a full-size tensor."""
-    cool = partial(fallline.CoolMomentum, lr=RATE)
-    # p, g, displacement; p, displacement. With skip_nonfinite a pass over g before.
-    yield from _both("coolmomentum", "CoolMomentum", cool, Words(3, 2), 1, against="sgd-fused", target=1.05)
-    skip = partial(cool, skip_nonfinite=True)
-    yield from _both(
-        "coolmomentum-skip", "CoolMomentum, skip_nonfinite", skip, Words(4, 2), 1, against="sgd-fused", target=1.35
-    )
-
-    decay = {"weight_decay": 5e-4}
-    vanilla = partial(fallline.VanillaKOALA, lr=RATE)
-    known: dict[str, Any] = dict(loss=True, against="sgd-fused", target=1.15)
-    # Norms: g, and p with weight decay; then p, g; p.
-    yield from _both("koala-v", "VanillaKOALA", vanilla, Words(4, 0), 0, **known)
-    yield from _both("koala-v-decay", "VanillaKOALA, weight_decay", partial(vanilla, **decay), Words(5, 0), 0, **known)
-
-    momentum = partial(fallline.MomentumKOALA, lr=RATE)
-    known = dict(loss=True, against="adamw-fused", target=1.5)
-    # Norms as before; then p, g, velocity, average; p, velocity, average.
-    yield from _both("koala-m", "MomentumKOALA", momentum, Words(4, 4), 2, **known)
-    yield from _both(
-        "koala-m-decay", "MomentumKOALA, weight_decay", partial(momentum, **decay), Words(5, 4), 2, **known
-    )
-    fixed = partial(momentum, q_rule="fixed")  # without the average
-    yield from _both(
-        "koala-m-fixed", "MomentumKOALA, q_rule=fixed", fixed, Words(4, 2), 1, loss=True, against="adamw-fused"
-    )
-
-    products = partial(fallline.KOALAPlusPlus, lr=RATE)
-    # Products: g, v, H; then p, g, v, H; p, v, H.
-    known = dict(loss=True, against="adamw-fused", target=1.8)
-    yield from _both("koala-pp", "KOALAPlusPlus", products, Words(4, 6), 2, **known)
-
-    metric = partial(fallline.MetricKOALA, lr=RATE)
-    # Finite: g. Averages: g and two of state; these. Slope: g and both. Then p, g and both; p.
-    yield from _both("koala-metric", "MetricKOALA", metric, Words(6, 8), 2, loss=True, against="adamw-fused")
-    # Products of matrices bound it. Beside the averaged gradient, a direction is held until the step is done.
-    orthogonal = partial(fallline.OrthogonalKOALA, lr=RATE)
-    more: dict[str, Any] = dict(loss=True, apart=True, sets=("resnet18",))
-    yield from _both("koala-orthogonal", "OrthogonalKOALA", orthogonal, None, 2, **more)
-
-    arturo = partial(fallline.ArTuRO, lr=RATE)
-    # Finite: g. Filter: p, g and six of state; five of them. Move: p, precision, slope, intercept; p, precision.
-    known = dict(against="adamw-fused", per_word=False)
-    yield from _both("arturo", "ArTuRO", arturo, Words(5, 15), 6, target=3.3, **known)
-    # Before it moves, Newton's passes: p, precision, slope, intercept. Eager is slow enough without them.
-    newton = partial(arturo, newton_iters=4)
-    yield next(iter(_both("arturo-newton", "ArTuRO, newton_iters=4", newton, Words(9, 27), 6, target=5.9, **known)))
-
-    lodo = partial(fallline.LODO, lr=RATE, meta_lr=RATE)
-    yield from _both("lodo", "LODO", lodo, None, 417, sets=("resnet18",), apart=True)
+def made(card: Contender, settings: Mapping[str, Any], parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+    """The optimizer of a card."""
+    optimizer: Any = card.make(cast(Iterable[nn.Parameter], parameters), settings, None)
+    return cast(torch.optim.Optimizer, optimizer)
 
 
-METHODS: tuple[Method, ...] = (*_torch(), *_ours())
+def in_order(cards: Mapping[str, Contender]) -> list[Contender]:
+    """The cards in the order of the tables; those from elsewhere come last."""
+    first = [cards[name] for name in ORDER]
+    return first + [card for name, card in cards.items() if name not in ORDER]
+
+
+ORDER = ("coolmomentum", "koala-v", "koala-m", "koala-pp", "koala-adam", "koala-orthogonal", "arturo", "lodo")
+"""From the simplest to the most expensive."""
+
+METHODS: tuple[Method, ...] = (*_torch(), *(method for card in in_order(contenders()) for method in of_card(card)))
 """What is measured unless `--only` says otherwise, in the order of the tables."""
 
 

@@ -5,7 +5,7 @@ from rich.text import Text
 
 import fallline
 from fallline.bench.cli.terminal import console
-from fallline.bench.contenders import CONTENDERS, TEAM, get_contender
+from fallline.bench.contenders import TEAM, contenders, get_contender
 from fallline.bench.tasks import REAL, TASKS, get_task
 from fallline.bench.tasks.data import DATASETS, folders, locate
 
@@ -26,11 +26,11 @@ def list_() -> None:
         pad_edge=False,
         show_header=False,
     )
-    for name in CONTENDERS:
+    for name in contenders():
         space = "; ".join(f"{setting} {dimension}" for setting, dimension in get_contender(name).space.items())
         racers.add_row(Text(name + (" *" if name in TEAM else ""), style="bold"), space)
     console.print(tasks)
     console.print()
     console.print(racers)
-    others = [name for name in fallline.list_optimizers() if name not in CONTENDERS]
+    others = [name for name in fallline.list_optimizers() if name not in contenders()]
     console.print(f"\nAnd, tuning lr alone: {', '.join(others)}, or package.module:Class.")

@@ -9,7 +9,7 @@ import typer
 
 from fallline.bench.common.names import unknown
 from fallline.bench.common.spaces import as_plain, read_spaces
-from fallline.bench.contenders import CONTENDERS, TEAM, get_contender, spelled
+from fallline.bench.contenders import TEAM, contenders, get_contender, spelled
 from fallline.bench.protocol.design import TRACKS, Design
 from fallline.bench.tasks import get_task, make_sure
 
@@ -59,7 +59,7 @@ def checked_names(optimizers: str) -> tuple[str, ...]:
     """The optimizers' names, every one known to be an optimizer."""
     names = [name.strip() for name in optimizers.split(",") if name.strip()]
     names = [spelled(name) for name in names]
-    names = [one for name in names for one in (CONTENDERS if name == "all" else (name,))]
+    names = [one for name in names for one in (contenders() if name == "all" else (name,))]
     try:
         if not names:
             raise ValueError("name at least one optimizer.")

@@ -1,4 +1,8 @@
-"""A contender: how an optimizer is made, and the search space of its trials."""
+"""A contender: all that the tool knows of a method. It is the method's card, and the only place to say such things.
+
+A package adds a method of its own by an entry point of the group `fallline.cards`, whose value is such a card; or by a
+card of the name `CARD` beside the class, which `module:Class` then finds (by class name, if there are several).
+"""
 
 import inspect
 import math
@@ -12,6 +16,7 @@ from torch import Tensor, nn
 from fallline.bench.common.names import unknown
 from fallline.bench.common.spaces import Choice, Range, Setting, Space, as_plain
 from fallline.bench.contenders.schedules import DROPS, Drops
+from fallline.bench.contenders.step import Step
 from fallline.bench.tasks import Schedule, Task
 
 
@@ -97,6 +102,18 @@ class Contender:
     source: str = ""
     """The method's paper, and where the space comes from."""
 
+    colour: tuple[str, str, str] | None = None
+    """The colour of its lines on white, on black and on either, as `#rrggbb`; None: a spare one."""
+
+    dash: str = "longdash"
+    """The dash of its lines, as Plotly names them; lines of this library's methods are whole."""
+
+    readings: Callable[[Any], Mapping[str, Tensor]] | None = None
+    """What its optimizer says of itself while it trains: 0-D tensors by name."""
+
+    steps: tuple[Step, ...] = ()
+    """The forms in which the step benchmark measures it."""
+
     def on(self, task: Task) -> "Contender":
         """This contender as it races on a task, which may change ranges, fix settings and forbid schedules."""
         changes = task.spaces.get(self.name, {})
@@ -129,6 +146,8 @@ class Contender:
             "fixed": {k: v for k, v in {**self.variant, **self.fixed}.items() if k not in self.space},
             "schedule": self.schedule_note or self.schedule,
             "source": self.source,
+            "colour": self.colour,
+            "dash": self.dash,
         }
 
     def build(

@@ -17,6 +17,7 @@ from fallline.bench.common.names import needed
 from fallline.bench.common.spaces import Choice, Range, Setting, Space
 from fallline.bench.contenders.contender import AnyOptimizer, Contender, Make, Team
 from fallline.bench.contenders.schedules import WARM_UP
+from fallline.bench.contenders.step import Step, Words
 
 
 def plain(name: str) -> Make:
@@ -120,8 +121,13 @@ ALONG: Space = {
 }
 """Of the KOALAs along a direction."""
 
+DECAY = {"weight_decay": 5e-4}
+"""A weight decay, to measure a step with."""
+
 OWN = "this library's own (docs/beyond.md)"
 
+# Colours after Okabe and Ito (2008), darkened or lightened for the ground. Each words' comment names the tensors that a
+# pass reads; those that it writes.
 CONTENDERS = {
     contender.name: contender
     for contender in (
@@ -141,6 +147,22 @@ CONTENDERS = {
             ours=True,
             source="Dahlinger et al. 2023; its program's six settings, lr and reg_weight widened by 3, process_noise / "
             "measurement_noise by 10, as pilot runs on small networks needed",
+            colour=("#2e1a86", "#8a70f8", "#5a50d0"),
+            # Finite: g. Filter: p, g and six of state; five of them. Move: p, precision, slope, intercept; p,
+            # precision. Newton's passes before: p, precision, slope, intercept; eager is slow enough without them.
+            steps=(
+                Step("arturo", "ArTuRO", Words(5, 15), 6, against="adamw-fused", target=3.3, per_word=False),
+                Step(
+                    "arturo-newton",
+                    "ArTuRO, newton_iters=4",
+                    Words(9, 27),
+                    6,
+                    {"newton_iters": 4},
+                    against="adamw-fused",
+                    target=5.9,
+                    eager=False,
+                ),
+            ),
         ),
         Contender(
             "arturo-second-moment",
@@ -156,6 +178,7 @@ CONTENDERS = {
             schedule_note="cosine, of the bound lr: the length of a step goes with its square root",
             ours=True,
             source="this library's own, arTuRO with Adam's curvature; around what pilot runs on small networks needed",
+            colour=("#8a2be2", "#c79bff", "#a05cf0"),
         ),
         Contender(
             "koala-v",
@@ -166,6 +189,21 @@ CONTENDERS = {
             native="step",
             ours=True,
             source="Davtyan et al. 2022; around its program's settings (lr 1, sigma 0.1, weight decay 5e-4)",
+            colour=("#c85200", "#ff9a56", "#d55e00"),
+            # Norms: g, and p with weight decay; then p, g; p.
+            steps=(
+                Step("koala-v", "VanillaKOALA", Words(4, 0), 0, loss=True, against="sgd-fused", target=1.15),
+                Step(
+                    "koala-v-decay",
+                    "VanillaKOALA, weight_decay",
+                    Words(5, 0),
+                    0,
+                    DECAY,
+                    loss=True,
+                    against="sgd-fused",
+                    target=1.15,
+                ),
+            ),
         ),
         Contender(
             "koala-m",
@@ -175,6 +213,30 @@ CONTENDERS = {
             native="step",
             ours=True,
             source="Davtyan et al. 2022; around its program's settings (lr 1, qv 0.01, a 0.9, weight decay 5e-4)",
+            colour=("#a83a86", "#f0a3d6", "#cc5fa4"),
+            # Norms as KOALA-V; then p, g, velocity, average; p, velocity, average. q_rule=fixed is without the average.
+            steps=(
+                Step("koala-m", "MomentumKOALA", Words(4, 4), 2, loss=True, against="adamw-fused", target=1.5),
+                Step(
+                    "koala-m-decay",
+                    "MomentumKOALA, weight_decay",
+                    Words(5, 4),
+                    2,
+                    DECAY,
+                    loss=True,
+                    against="adamw-fused",
+                    target=1.5,
+                ),
+                Step(
+                    "koala-m-fixed",
+                    "MomentumKOALA, q_rule=fixed",
+                    Words(4, 2),
+                    1,
+                    {"q_rule": "fixed"},
+                    loss=True,
+                    against="adamw-fused",
+                ),
+            ),
         ),
         Contender(
             "koala-pp",
@@ -186,6 +248,9 @@ CONTENDERS = {
             ours=True,
             source="Xia et al. 2025; around its program's settings (lr 1 and 2, sigma and q 0.1 and 0.2, weight decay "
             "1e-4 and 5e-4)",
+            colour=("#6e1423", "#e2556d", "#a53f49"),
+            # Products: g, v, H; then p, g, v, H; p, v, H.
+            steps=(Step("koala-pp", "KOALAPlusPlus", Words(4, 6), 2, loss=True, against="adamw-fused", target=1.8),),
         ),
         Contender(
             "koala-orthogonal",
@@ -194,6 +259,9 @@ CONTENDERS = {
             ALONG,
             ours=True,
             source=f"{OWN}; around its defaults",
+            colour=("#d6004f", "#ff2da0", "#f0145a"),
+            # Products of matrices bound it. Beside the averaged gradient, a direction is held until the step is done.
+            steps=(Step("koala-orthogonal", "OrthogonalKOALA", None, 2, loss=True, apart=True, sets=("resnet18",)),),
         ),
         Contender(
             "koala-orthogonal-unmeasured",
@@ -203,6 +271,7 @@ CONTENDERS = {
             variant={"measured": False},
             ours=True,
             source=f"{OWN}, without the loss: the direction alone, in steps of one length",
+            colour=("#7a4b58", "#d3a3b0", "#a4707e"),
         ),
         Contender(
             "koala-gradient",
@@ -212,6 +281,7 @@ CONTENDERS = {
             variant={"metric": "identity"},
             ours=True,
             source=f"{OWN}, along the averaged gradient: the filter alone",
+            colour=("#7d5a1e", "#d9b46c", "#a9822f"),
         ),
         Contender(
             "koala-adam",
@@ -221,6 +291,9 @@ CONTENDERS = {
             variant={"metric": "adam"},
             ours=True,
             source=f"{OWN}, along Adam's direction",
+            colour=("#064f4f", "#7df5ee", "#2a8c90"),
+            # Finite: g. Averages: g and two of state; these. Slope: g and both. Then p, g and both; p.
+            steps=(Step("koala-metric", "MetricKOALA", Words(6, 8), 2, loss=True, against="adamw-fused"),),
         ),
         Contender(
             "coolmomentum",
@@ -236,6 +309,20 @@ CONTENDERS = {
             schedule_note="its own: the momentum cools over the whole run, the learning rate stays",
             ours=True,
             source="Borysenko and Byshkin 2021 (lr 0.01 … 0.6, rho_0 0.99); lr widened upwards, where the best lie",
+            colour=("#0067a8", "#62bdf2", "#1b86d1"),
+            # p, g, displacement; p, displacement. With skip_nonfinite a pass over g before.
+            steps=(
+                Step("coolmomentum", "CoolMomentum", Words(3, 2), 1, against="sgd-fused", target=1.05),
+                Step(
+                    "coolmomentum-skip",
+                    "CoolMomentum, skip_nonfinite",
+                    Words(4, 2),
+                    1,
+                    {"skip_nonfinite": True},
+                    against="sgd-fused",
+                    target=1.35,
+                ),
+            ),
         ),
         Contender(
             "lodo",
@@ -246,6 +333,8 @@ CONTENDERS = {
             schedule_note="cosine, of lr and of meta_lr",
             ours=True,
             source="Liao et al. 2023; around its program's settings (lr 0.085 … 1, meta_lr 8e-6 … 1e-3, beta 0 … 0.93)",
+            colour=("#4f5d00", "#bccb3f", "#849410"),
+            steps=(Step("lodo", "LODO", None, 417, {"meta_lr": 1e-9}, sets=("resnet18",), apart=True),),
         ),
         Contender(
             "sgd",
@@ -257,6 +346,8 @@ CONTENDERS = {
                 "weight_decay": Range(1e-6, 1e-2),
             },
             source="Robbins and Monro 1951, Polyak 1964; the range that pilot runs on small networks needed",
+            colour=("#5b6470", "#aab4c0", "#7d8590"),
+            dash="dashdot",
         ),
         Contender(
             "adamw",
@@ -265,6 +356,8 @@ CONTENDERS = {
             {"lr": Range(1e-4, 0.3), "beta1": Range(0.02, 0.5, "one minus log"), "weight_decay": Range(5e-3, 1.0)},
             fixed={"beta2": 0.999},
             source="Loshchilov and Hutter 2019; AlgoPerf's space, lr widened upwards for small networks",
+            colour=("#00805d", "#35c99b", "#009e73"),
+            dash="dash",
         ),
         Contender(
             "muon",
@@ -279,6 +372,8 @@ CONTENDERS = {
             matrices=True,
             source="Jordan et al. 2024; the range of AdamW's momentum, and AdamW's own lr for biases (adamw_lr) up to "
             "the top of AdamW's range",
+            colour=("#946200", "#eac04e", "#b8860b"),
+            dash="dot",
         ),
         Contender(
             "schedulefree-adamw",
@@ -291,6 +386,8 @@ CONTENDERS = {
             schedule_note="none, after a warm-up over 5 % of the run: measured at an average of its points",
             source="Defazio et al. 2024; its authors' advice (lr 1 to 10 times AdamW's, beta 0.9 … 0.98), lr up to the "
             "top of AdamW's range, AdamW's decay",
+            colour=("#37751a", "#8bd257", "#5a9e30"),
+            dash="longdashdot",
         ),
         Contender(
             "schedulefree-sgd",
@@ -301,6 +398,7 @@ CONTENDERS = {
             native="constant",
             schedule_note="none, after a warm-up over 5 % of the run: measured at an average of its points",
             source="Defazio et al. 2024; its authors' advice (lr 10 to 50 times SGD's, beta 0.9 … 0.98), SGD's decay",
+            colour=("#6b5b95", "#bba9e6", "#8f7cc0"),
         ),
     )
 }

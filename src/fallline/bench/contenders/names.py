@@ -1,9 +1,12 @@
 """Contenders by name: an entry of the table, an entry under another schedule, or any optimizer."""
 
+import importlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, get_args
 
 import torch
@@ -62,6 +65,24 @@ def spelled(name: str) -> str:
 
 
 @cache
+def contenders() -> dict[str, Contender]:
+    """The cards of this package, and of installed packages that have an entry point in `fallline.cards`."""
+    found = dict(CONTENDERS)
+    for entry in entry_points(group="fallline.cards"):
+        try:
+            card = entry.load()
+        except Exception as error:  # whatever a package of somebody's own may raise
+            warnings.warn(f"the card {entry.value} cannot be loaded: {type(error).__name__}: {error}", stacklevel=2)
+            continue
+        if not isinstance(card, Contender) or card.name in found:
+            why = "another card has its name" if isinstance(card, Contender) else f"it is a {type(card).__name__}"
+            warnings.warn(f"the card {entry.value} is left out: {why}", stacklevel=2)
+            continue
+        found[card.name] = card
+    return found
+
+
+@cache
 def get_contender(name: str) -> Contender:
     """The entry of that name, or one made for any that `fallline.create_optimizer` takes; else `ValueError`.
 
@@ -72,6 +93,8 @@ def get_contender(name: str) -> Contender:
     variant = VARIANT.fullmatch(name)
     assert variant is not None  # the expression takes any text
     found = _get_entry(variant["entry"])
+    if variant["schedule"] or variant["copy"]:
+        found = replace(found, colour=None, dash=Contender.dash)  # it must not look like the method itself
     if schedule := variant["schedule"]:
         schedules: dict[str, Schedule] = {known: known for known in get_args(Schedule)}
         schedules["native"] = found.native or found.schedule
@@ -97,16 +120,29 @@ def named_drops(name: str, schedule: Schedule, text: str) -> Drops:
 
 
 def _get_entry(name: str) -> Contender:
-    if name in CONTENDERS:
-        return CONTENDERS[name]
+    if name in (cards := contenders()):
+        return cards[name]
     if ":" in name:
+        if card := card_beside(name):
+            return replace(card, name=name)
         label = name.rpartition(":")[2]
     elif name in (known := fallline.list_optimizers()):
         label = next((spelled for spelled in vars(torch.optim) if spelled.lower() == name), name)
     else:
-        raise unknown("optimizer", name, [*CONTENDERS, *known, "package.module:Class"])
+        raise unknown("optimizer", name, [*cards, *known, "package.module:Class"])
     source = "no entry of its own: lr alone, two decades to either side of its default"
     return Contender(name, label, plain(name), space_of(name), source=source)
+
+
+def card_beside(name: str) -> Contender | None:
+    """The card `CARD` in the module of `module:Class`, or that of the class in a mapping `CARD`; None without one."""
+    module, _, class_name = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), "CARD", None)
+    except Exception:  # whatever a module of somebody's own may raise: making the optimizer says so
+        return None
+    found = found.get(class_name) if isinstance(found, Mapping) else found
+    return found if isinstance(found, Contender) else None
 
 
 def entered(name: str, task: Task, spaces: Mapping[str, Mapping[str, Any]]) -> Contender:

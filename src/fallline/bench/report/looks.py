@@ -10,31 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fallline.bench.contenders import CONTENDERS
 from fallline.bench.protocol.analysis import Results
 
 Figure = dict[str, Any]
 """A figure as Plotly's JSON: data and layout."""
 
-# After Okabe and Ito (2008), darkened or lightened for the ground: on white, on black, on either. The last two differ
-# from the rest in lightness too, for readers who see fewer hues.
-COLOURS = {
-    "koala-v": ("#c85200", "#ff9a56", "#d55e00"),
-    "koala-m": ("#a83a86", "#f0a3d6", "#cc5fa4"),
-    "coolmomentum": ("#0067a8", "#62bdf2", "#1b86d1"),
-    "sgd": ("#5b6470", "#aab4c0", "#7d8590"),
-    "adamw": ("#00805d", "#35c99b", "#009e73"),
-    "muon": ("#946200", "#eac04e", "#b8860b"),
-    "koala-pp": ("#6e1423", "#e2556d", "#a53f49"),
-    "koala-orthogonal": ("#d6004f", "#ff2da0", "#f0145a"),
-    "arturo": ("#2e1a86", "#8a70f8", "#5a50d0"),
-    "lodo": ("#4f5d00", "#bccb3f", "#849410"),
-    "arturo-second-moment": ("#8a2be2", "#c79bff", "#a05cf0"),
-    "koala-orthogonal-unmeasured": ("#7a4b58", "#d3a3b0", "#a4707e"),
-    "koala-gradient": ("#7d5a1e", "#d9b46c", "#a9822f"),
-    "koala-adam": ("#064f4f", "#7df5ee", "#2a8c90"),
-    "schedulefree-adamw": ("#37751a", "#8bd257", "#5a9e30"),
-    "schedulefree-sgd": ("#6b5b95", "#bba9e6", "#8f7cc0"),
-}
+COLOURS = {name: card.colour for name, card in CONTENDERS.items() if card.colour}
+"""The colours of the methods that this package ships: on white, on black, on either."""
+
+# The last two differ from the rest in lightness too, for readers who see fewer hues.
 SPARE_COLOURS = (
     ("#c800c8", "#f25cff", "#d81be0"),
     ("#0a14e6", "#7d8cff", "#3b46ff"),
@@ -48,7 +33,10 @@ INK = {
     "warn": ("#9a4a00", "#ffb066", "#b86a1a"),
 }
 LIGHT, DARK, EITHER = 0, 1, 2
-DASHES = {"sgd": "dashdot", "adamw": "dash", "muon": "dot", "schedulefree-adamw": "longdashdot"}
+HEX = re.compile("#[0-9a-fA-F]{6}")
+STROKES = ("solid", "dot", "dash", "longdash", "dashdot", "longdashdot")
+
+DASHES = {name: card.dash for name, card in CONTENDERS.items() if not card.ours}
 """The dashes of optimizers from elsewhere; "longdash" for all others."""
 
 
@@ -78,17 +66,31 @@ def lines(*races: Results) -> dict[str, Line]:
     its marker differ.
     """
     entries = {entry.name: entry for race in races for part in race.parts for entry in part.entries}
-    strangers = sorted(name for name in entries if name not in COLOURS)
+    known = {name: COLOURS.get(name) or recorded_colour(entry.about) for name, entry in entries.items()}
+    strangers = sorted(name for name, colour in known.items() if colour is None)
     found = {}
     for name, entry in entries.items():
-        colour, turn = COLOURS.get(name), 0
-        dash = "solid" if entry.ours else DASHES.get(name, "longdash")
+        colour, turn = known[name], 0
+        dash = "solid" if entry.ours else DASHES.get(name) or recorded_dash(entry.about)
         if colour is None:
             turn, which = divmod(strangers.index(name), len(SPARE_COLOURS))
             colour = SPARE_COLOURS[which]
             dash = dash if turn == 0 else "12px,3px" + ",2px,3px" * turn  # a dash and so many dots
         found[name] = Line(name, entry.label, colour, dash, 2.5 if entry.ours else 2.0, entry.ours, turn)
     return found
+
+
+def recorded_colour(about: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The colour that a card from elsewhere gave; None for none, and for text that is no colour."""
+    match about.get("colour"):
+        case [str(light), str(dark), str(either)] if all(map(HEX.fullmatch, (light, dark, either))):
+            return light, dark, either
+    return None
+
+
+def recorded_dash(about: Mapping[str, Any]) -> str:
+    """The dash that a card from elsewhere gave."""
+    return dash if (dash := about.get("dash")) in STROKES else "longdash"
 
 
 def palette(looks: Mapping[str, Line], face: int) -> dict[str, str]:

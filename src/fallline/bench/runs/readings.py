@@ -1,6 +1,7 @@
 """What an optimizer tells of itself while it trains."""
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ import fallline
 
 
 @torch.no_grad()
-def readings(optimizer: Any) -> dict[str, float]:
-    """A few numbers by name; nothing for other people's optimizers, nor what is not known yet.
+def readings(optimizer: Any, own: Callable[[Any], Mapping[str, Tensor]] | None = None) -> dict[str, float]:
+    """A few numbers by name; nothing for other people's optimizers without a card's `own`, nor what is not known yet.
 
     `P` and `R` of the KOALAs: variance of a weight, of the measured loss. `rho` and `temperature` of CoolMomentum:
     momentum, mean squared velocity in units of the loss. `eta` and `KL` of arTuRO: multiplier and length of the last
@@ -21,9 +22,7 @@ def readings(optimizer: Any) -> dict[str, float]:
     It reads the device, which an accelerator waits for, and takes a pass over the weights for `temperature` and
     `scale`. Where the model is sharded all ranks must call it.
     """
-    if not isinstance(optimizer, fallline.Optimizer):
-        return {}
-    found: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = dict(own(optimizer)) if own else {}
     if isinstance(optimizer, fallline.MomentumKOALA):
         found["P"] = optimizer.covariance[0, 0]
     elif isinstance(optimizer, fallline.VanillaKOALA):
@@ -36,12 +35,13 @@ def readings(optimizer: Any) -> dict[str, float]:
         found |= {"eta": optimizer.eta.amax(), "KL": optimizer.kl.amax()}
     if isinstance(optimizer, fallline.LODO):
         found["scale"] = stretch(optimizer)
-    found["skipped"] = optimizer.skipped
+    if isinstance(optimizer, fallline.Optimizer):
+        found["skipped"] = optimizer.skipped
+    if not found:
+        return {}
     names, values = list(found), [value.detach().reshape(()).to(torch.float32) for value in found.values()]
     read = dict(zip(names, torch.stack(values).tolist(), strict=True))  # one wait for all of them
-    if not read["skipped"]:
-        del read["skipped"]
-    return {name: value for name, value in read.items() if math.isfinite(value)}
+    return {name: value for name, value in read.items() if math.isfinite(value) and (value or name != "skipped")}
 
 
 def stretch(optimizer: fallline.LODO) -> Tensor:
