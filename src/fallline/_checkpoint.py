@@ -95,7 +95,7 @@ def _owners(optimizer: Any, groups: list[dict[str, Any]], states: dict[Any, Any]
 
 def _settings(optimizer: Any, number: int, group: dict[str, Any], saved: dict[str, Any]) -> None:
     """Settings and shared numbers of a group."""
-    fresh, names = optimizer.init_shared(), [name for name in optimizer.defaults if name in group]
+    fresh, names = optimizer._start(), [name for name in optimizer.defaults if name in group]
     missing = {name for name in names if name not in saved and not callable(group[name])}
     if missing:
         strangers = {name for cls in _known_classes() for name in _names(cls)} - set(group)

@@ -4,6 +4,7 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar, Unpack, get_args
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from ._checkpoint import alike, fitted
 from ._engine.frames import within
 from ._engine.fused import Kernel, Misfit, Tensors
 from ._engine.run import run
+from ._engine.tape import name_of
 from ._engine.torch_private import disable_dynamo, in_functorch
-from ._group import Group, Shared
+from ._group import RESERVED, Group, Shared
 from ._settings import RUN, RunSettings, Signature, check, plain
 from ._shards import _sharded, local, over_shards
 from .kernels import squared_norms
@@ -81,8 +83,37 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
 
     def _allocate(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """State of parameters that join a group. What raises here leaves the optimizer as it was."""
-        for p in params:
-            self.state[p] = self.init_state(p, group)
+        with torch.no_grad():  # a copy of a parameter is no part of a graph
+            fresh = {p: self.init_state(p, group) for p in params}
+        for name, value in (item for state in fresh.values() for item in state.items()):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__}.init_state returns {name} as a {type(value).__name__}: state is tensors; "
+                    "a number that belongs to one parameter is fallline.kernels.scalar_like(p)"
+                )
+        for names in {tuple(state) for state in fresh.values()}:
+            self._check_names(names)
+        self.state.update(fresh)
+
+    def _check_names(self, state: Iterable[str] = ()) -> None:
+        """Refuse one name for two things, of which a step would see one."""
+        taken = dict.fromkeys(RESERVED | {"param_names"}, "what every group has")
+        for kind, names in (("setting", self.defaults), ("shared scalar", self._start()), ("state", state)):
+            for name in names:
+                if name in taken:
+                    raise ValueError(
+                        f"{type(self).__name__} has a {kind} named {name!r}, and that is the name of {taken[name]}: "
+                        "rename one of the two"
+                    )
+                taken[name] = f"a {kind}"
+
+    def _start(self) -> dict[str, Any]:
+        """All shared values at the start."""
+        return {
+            **self.init_shared(),
+            "skipped": 0,
+            **({"roundings": 0} if self.defaults["stochastic_rounding"] else {}),
+        }
 
     def _wanted(self, p: Tensor, group: dict[str, Any], state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any]:
         """What a checkpoint must have as the state of ``p``, and what it may have: tensors like these (on meta)."""
@@ -102,11 +133,11 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
 
     def init_shared(self) -> dict[str, Any]:
         """Shared values at the start: floats and ints become device scalars, strings and bools stay as they are."""
-        return {"skipped": 0, **({"roundings": 0} if self.defaults["stochastic_rounding"] else {})}
+        return {}
 
     def advance(self, groups: list[G], shared: Shared, loss: Any) -> None:
         """The step. ``groups`` have ``params``, ``grads``, lists of state by name, and the group's settings."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no advance(groups, shared, loss), which is its step")
 
     # -- the verbs it is written in ---------------------------------------------------------------------------
 
@@ -121,7 +152,8 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
         ``maxima`` of them are maxima.
         """
         sums = self._run(kernel, t, lists, scalars, maxima)
-        assert sums is not None, kernel
+        if sums is None:
+            raise RuntimeError(f"sums() needs a kernel that returns a tuple of sums: {name_of(kernel)} returns nothing")
         device = t.values["skipped"].device
         return over_shards(sums.to(device, _precision(device)), t.owners, maxima).unbind(1)
 
@@ -196,8 +228,22 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
         groups = self._groups(lambda p: p.grad is not None)
         if groups:
             self._round_anew()
-            self.advance(groups, self._shared(), value if loss is None else loss)
+            self._advance(groups, value if loss is None else loss)
         return value
+
+    def _advance(self, groups: list[G], loss: Any) -> None:
+        """One step, and a look at a method's first one: whether it skips what it was asked to skip."""
+        shared = self._shared()
+        asked = groups[0].skip_nonfinite and type(self) not in _SKIPPING and not shared.skipped.is_inference()
+        before = shared.skipped._version if asked else 0
+        self.advance(groups, shared, loss)
+        if asked:
+            if shared.skipped._version == before:
+                raise RuntimeError(
+                    f"{type(self).__name__} was made with skip_nonfinite=True and skips no step, for its advance() "
+                    "does not write to shared.skipped: see docs/tutorial-new-optimizer.md, or leave it False"
+                )
+            _SKIPPING.add(type(self))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own; they join the shared scalars at their present values.
@@ -209,6 +255,8 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
         param_group.update({name: plain(value) for name, value in param_group.items() if name in self.defaults})
         settings = {**self.defaults, **param_group}
         self._check(settings)
+        if not self.param_groups:
+            self._check_names()
         for name in self._whole:
             if settings[name] != self.defaults[name]:
                 raise ValueError(
@@ -226,9 +274,9 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
         group, first = self.param_groups[-1], self.param_groups[0]
         if group is first:
             device = group["params"][0].device if group["params"] else torch.device("cpu")
-            group.update({name: _scalar(value, device) for name, value in self.init_shared().items()})
+            group.update({name: _scalar(value, device) for name, value in self._start().items()})
         else:
-            group.update({name: first[name] for name in self.init_shared()})
+            group.update({name: first[name] for name in self._start()})
         try:  # a frozen parameter costs no memory, a lazy one has no shape: they get their state with a first gradient
             new = [p for p in dict.fromkeys(group["params"]) if p.requires_grad and not is_lazy(p)]
             self._allocate(new, group)
@@ -322,7 +370,7 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
                 lists = {"owners": ps, "params": local(ps, real=real), "grads": local(gs, ps, real=real)}
                 if group["maximize"]:
                     lists["grads"] = [-g for g in lists["grads"]]
-                settings, lr = dict(group), group["lr"]
+                settings, lr = dict(group), group.get("lr")
                 if isinstance(lr, Tensor):  # not read on the host
                     settings["lr"] = torch.where((lr >= 0) & lr.isfinite(), lr, 0.0)
                 if group["fused"]:
@@ -369,7 +417,7 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
 
     def _shared(self) -> Shared:
         first = self.param_groups[0]
-        return Shared({name: first[name] for name in self.init_shared()})
+        return Shared({name: first[name] for name in self._start()})
 
     def _share(self, **values: Any) -> None:
         for group in self.param_groups:
@@ -411,6 +459,9 @@ class Optimizer(torch.optim.Optimizer, Generic[G]):
                 past = "; did a schedule run past its end?" if str(error).startswith("lr=") else ""
                 raise ValueError(f"parameter group {number}: {error}{past}") from None
             checked[number] = [group[name] for name in names]
+
+
+_SKIPPING: "WeakSet[type[Optimizer[Any]]]" = WeakSet()  # classes that were seen to skip
 
 
 def _salt(t: Group) -> Tensor | None:

@@ -147,7 +147,7 @@ class CoolMomentum(Optimizer[Cooling]):
         return {"displacement": zeros_like(p)}
 
     def init_shared(self) -> dict[str, Any]:
-        return {"step": 0.0, **super().init_shared()}  # one counter: a tensor that comes late is as cold as the rest
+        return {"step": 0.0}  # one counter: a tensor that comes late is as cold as the rest
 
     def advance(self, groups: list[Cooling], shared: Shared, loss: Any) -> None:
         ok = self.finite(groups) if groups[0].skip_nonfinite else None

@@ -19,6 +19,11 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.flatten(), b.flatten())
 
 
+def largest(t: Tensor) -> Tensor:
+    """The largest element, for ``maxima``; -inf of an empty tensor, for a rank may hold nothing of a parameter."""
+    return t.amax() if t.nbytes else t.new_full((), -torch.inf)
+
+
 def clean(g: Tensor, ok: Tensor | None) -> Tensor:
     """The gradient, or zeros if ``ok`` (0-D bool) is false: a coefficient of 0 would not undo a NaN."""
     return g if ok is None else torch.where(ok, g, 0.0)

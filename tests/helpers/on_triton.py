@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from adagrad_norm import AdaGradNorm
+from adan import Adan
+from lion import Lion
+from vocabulary import spoken
 
 import fallline
 from fallline import _optimizer, coolmomentum
@@ -35,6 +39,9 @@ ONCE: list[tuple[Callable[..., Any], dict[str, Any]]] = [  # in one precision: t
     (fallline.ArTuRO, dict(lr=0.01, newton_iters=2, weight_decay=0.1, intercept_init="centred", scope="tensor")),
     (fallline.OrthogonalKOALA, dict(weight_decay=0.1)),
     (fallline.ArTuRO, dict(lr=0.01, weight_decay=0.1, curvature="second-moment")),
+    (Lion, dict(lr=0.01, weight_decay=0.1)),
+    (Adan, dict(lr=0.01, skip_nonfinite=True)),
+    (AdaGradNorm, dict(lr=0.1, skip_nonfinite=True)),
 ]
 
 
@@ -54,6 +61,8 @@ def interpret() -> None:
         run(lodo.move_, [[end], [g]], dict(shrink=None, lr=0.1), fused, salt=torch.tensor(2**33 + 5))
     assert torch.equal(ends[0].nan_to_num(), ends[1].nan_to_num())
     assert torch.equal(ends[0].isnan(), ends[1].isnan())
+    ps, gs = ([make(300, dtype=F64), make(7, 5, dtype=F64)] for make in (torch.randn, torch.rand))
+    torch.testing.assert_close(run(spoken, [ps, gs], {}, True), run(spoken, [ps, gs], {}, False))
     for dtype, near in ((F64, 1e-11), (F32, 1e-4), (torch.bfloat16, 0.1)):  # the interpreter cuts bfloat16 off
         for cls, settings in METHODS + (ONCE if dtype == F32 else []):
             ends = []
@@ -112,6 +121,7 @@ def kernels(weights: torch.dtype) -> Iterator[tuple[Any, list[Column], dict[str,
         yield secular, [P, S, S, S, N], dict(shrink=F64, c=F64, floor=F64)
         yield move_, [P, S, S, S, N, N], dict(shrink=F64, c=F64, floor=F64, kappa=F64, nu=F64, ok=BOOL)
     yield lodo.move_, [P, S], dict(shrink=F64, lr=F64)
+    yield spoken, [P, S], {}
     if weights == torch.bfloat16:
         yield lodo.move_, [P, S], {"shrink": F64, "lr": F64, SALT: torch.int64}
 

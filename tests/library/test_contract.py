@@ -1,6 +1,6 @@
 """The promises that our optimizers keep beyond those of `fallline check`.
 
-One table of optimizers, in `tests/helpers/methods.py`, times one test a promise. `tests/bench/check/test_check.py` puts
+One table of optimizers, in `tests/helpers/methods.py`, times one test a promise. `tests/bench/check/test_table.py` puts
 the same table to the promises of `fallline check`.
 """
 

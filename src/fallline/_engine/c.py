@@ -45,6 +45,7 @@ FORMULAS = ALIKE | {
     "abs": "fabs{f}({})",
     "sqrt": "sqrt{f}({})",
     "exp": "exp{f}({})",
+    "log": "log{f}({})",
     "maximum": "LARGER({}, {})",
     "minimum": "SMALLER({}, {})",
     "maximum of a number": "{0} < {1} ? {1} : {0}",

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from . import c as _c
 from . import triton as _triton
-from .tape import HALF, SALT, Column, record
+from .tape import HALF, SALT, Column, name_of, record
 
 Kernel = Callable[..., Any]
 Lists = Sequence[Sequence[Tensor] | Tensor]
@@ -130,11 +130,6 @@ def rows_of(kernel: Kernel, lists: Lists) -> list[tuple[Tensor, ...]]:
                 what = f"has the shape {tuple(t.shape)}, and the parameter has {tuple(shape)}"
                 raise Misfit(kernel, i, p, what)
     return rows
-
-
-def name_of(kernel: Kernel) -> str:
-    """What a kernel is called."""
-    return getattr(kernel, "__name__", type(kernel).__name__)
 
 
 def _by(

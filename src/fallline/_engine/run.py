@@ -10,12 +10,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from .fused import PLAIN, Kernel, Lists, launch, name_of, rows_of
-from .tape import HALF
+from .fused import PLAIN, Kernel, Lists, launch, rows_of
+from .tape import HALF, NO_SUM, Column, name_of, record, sums_of
 
 BLOCK = 1 << 18  # elements that an eager kernel takes at once on the CPU
 
@@ -75,11 +77,14 @@ def call(function: Kernel, tensors: Sequence[Tensor], scalars: dict[str, Tensor]
 
 
 def _eager(kernel: Kernel, scalars: dict[str, Any], maxima: int, salt: Tensor | None, lists: Lists) -> Tensor | None:
-    sums, counts = [], []
+    sums: list[Any] = []
+    counts: list[int] = []
     for row in rows_of(kernel, lists):
-        blocks = _blocks(row)
+        blocks = _blocks(kernel, row, scalars)
         try:
             sums += [_one(kernel, block, scalars, salt) for block in blocks]
+            if not counts and any(value.dim() for value in sums_of(kernel, sums[0])):
+                raise NotImplementedError(f"{name_of(kernel)} {NO_SUM}")
         except Exception as error:
             p = row[0]
             error.add_note(f"in {name_of(kernel)}, of a {type(p).__name__} of shape {tuple(p.shape)} and {p.dtype}")
@@ -91,15 +96,34 @@ def _eager(kernel: Kernel, scalars: dict[str, Any], maxima: int, salt: Tensor | 
     return table if len(table) == len(counts) else _joined(table, counts, maxima)
 
 
-def _blocks(row: tuple[Tensor, ...]) -> Sequence[tuple[Tensor, ...]]:
+def _blocks(kernel: Kernel, row: tuple[Tensor, ...], scalars: dict[str, Any]) -> Sequence[tuple[Tensor, ...]]:
     """A large tensor piece by piece: what is computed on the way stays in the cache and is not paged in anew."""
     p = row[0]
     if p.numel() <= BLOCK or p.device.type != "cpu" or not PLAIN.issuperset(map(type, row)):
         return [row]
     if not all(t.is_contiguous() for t in row):
         return [row]
+    columns = tuple(Column(t.dtype, bool(t.dim())) for t in row)
+    if not _by_elements(kernel, columns, tuple((name, _type(value)) for name, value in scalars.items())):
+        return [row]
     n = -(-p.numel() // BLOCK)
     return list(zip(*(t.view(-1).split(BLOCK) if t.dim() else [t] * n for t in row), strict=True))
+
+
+@functools.lru_cache(maxsize=1024)
+def _by_elements(kernel: Kernel, columns: tuple[Column, ...], types: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether a kernel is sure to do the same to pieces of a tensor as to the whole: one that takes a norm is not."""
+    try:
+        record(kernel, columns, dict(types))
+    except Exception:  # what is wrong with the kernel itself shows where it runs
+        return False
+    return True
+
+
+def _type(value: Any) -> torch.dtype | None:
+    if isinstance(value, Tensor):
+        return value.dtype
+    return None if value is None else torch.float64 if isinstance(value, float) else torch.int64
 
 
 def _joined(table: Tensor, counts: list[int], maxima: int) -> Tensor:
@@ -118,12 +142,33 @@ def _one(kernel: Kernel, tensors: tuple[Tensor, ...], scalars: dict[str, Any], s
         for i in halves:
             wide[i] = tensors[i].float()
         versions = [wide[i]._version for i in halves]
-    sums = kernel(*wide, **scalars)
+    if kernel in _TRIED:
+        sums = kernel(*wide, **scalars)
+    else:
+        with _Versions(kernel):
+            sums = kernel(*wide, **scalars)
+        _TRIED.add(kernel)
     for i, version in zip(halves, versions, strict=True):
         if wide[i]._version != version:  # what the kernel wrote to, parameter or state
             drawn = salt if not i and tensors[i].dtype == torch.bfloat16 else None
             tensors[i].copy_(wide[i] if drawn is None else stochastically(wide[i], drawn))
     return sums
+
+
+_TRIED: WeakSet[Kernel] = WeakSet()
+
+
+class _Versions(TorchFunctionMode):
+    """Refuses what writes to a tensor behind its version: in half precision nothing would be written back."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__self__", None) is Tensor.data:
+            raise RuntimeError(f"{name_of(self.kernel)} uses .data: write to the tensor itself, as in p.add_(...)")
+        return func(*args, **(kwargs or {}))
 
 
 @functools.cache

@@ -18,10 +18,21 @@ BEFORE, INSIDE, AFTER = range(3)
 REDUCTIONS = ("sum", "amax")
 
 # Operations under the name that the vocabulary has for them; what follows from others is spelled out in `_spell`.
-SAME = {word: word for word in ("mul", "div", "maximum", "minimum", "where", "neg", "abs", "sqrt", "exp", *REDUCTIONS)}
+WORDS = ("mul", "div", "maximum", "minimum", "where", "neg", "abs", "sqrt", "exp", "log", *REDUCTIONS)
+SAME = {word: word for word in WORDS}
 SAME |= {word: word for word in ("gt", "ge", "lt", "le", "eq", "ne", "logical_not", "logical_and", "logical_or")}
 SAME |= {"__and__": "logical_and", "__or__": "logical_or", "__invert__": "logical_not", "bitwise_not": "logical_not"}
 SAME |= {"__rmul__": "mul", "true_divide": "div", "__rtruediv__": "rdiv", "__rdiv__": "rdiv"}
+SAME |= {"multiply": "mul", "divide": "div", "subtract": "sub", "negative": "neg", "absolute": "abs", "clip": "clamp"}
+
+# What a kernel may call, for the sentence that refuses anything else.
+KNOWN = (
+    "+ - * / ** (with 2, 3, 0.5, -0.5 or -1), comparisons, & | ~, abs, add, addcdiv, addcmul, amax, clamp, clamp_max, "
+    "clamp_min, clone, copy_, div, dot, exp, fill_, isfinite, isnan, lerp, log, maximum, minimum, mul, neg, ones_like, "
+    "pow, reciprocal, rsqrt, sign, sqrt, square, sub, sum, to, torch.linalg.vector_norm, where, zero_, zeros_like"
+)
+# What a kernel may ask of a tensor: the same of all elements. `largest` asks for `nbytes`: whether there are any.
+ABOUT = ("dtype", "device", "requires_grad", "is_complex", "is_floating_point", "nbytes")
 
 # The words that C and Triton write alike.
 FORMULAS = {
@@ -109,7 +120,7 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
         NotImplementedError: the kernel leaves the vocabulary, or takes two passes.
     """
     used = {name: dtype for name, dtype in scalars.items() if dtype is not None}
-    tape = Tape(getattr(kernel, "__name__", type(kernel).__name__), list(columns), used)
+    tape = Tape(name_of(kernel), list(columns), used)
     recorder = _Recorder(tape)
     inputs = [
         recorder.argument(f"x{i}", torch.float32 if c.dtype in HALF else c.dtype, INSIDE if c.elements else BEFORE)
@@ -117,8 +128,10 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
     ]
     shared = {name: recorder.argument(f"s_{name}", dtype, BEFORE) for name, dtype in used.items() if name != SALT}
     with recorder, torch.no_grad():
-        results = kernel(*inputs, **{**dict.fromkeys(scalars.keys() - {SALT}), **shared})
-    tape.results = [recorder.name(t) for t in results or ()]
+        results = sums_of(kernel, kernel(*inputs, **{**dict.fromkeys(scalars.keys() - {SALT}), **shared}))
+    tape.results = [recorder.name(t) for t in results]
+    if any(recorder.place(t) == INSIDE for t in results):
+        raise NotImplementedError(f"{tape.name} {NO_SUM}")
     changed = {i: recorder.name(t) for i, t in enumerate(inputs) if recorder.name(t) != f"x{i}"}
     for i in changed:
         if not columns[i].elements:
@@ -128,6 +141,27 @@ def record(kernel: Callable[..., Any], columns: Sequence[Column], scalars: dict[
             raise NotImplementedError(f"{tape.name} writes to {name}, which all tensors share")
     tape.stores = changed
     return tape
+
+
+NO_SUM = "returns a value for each element, where a sum is due: a kernel returns nothing, or a tuple of sums"
+
+
+def sums_of(kernel: Callable[..., Any], returned: Any) -> Sequence[Tensor]:
+    """What a kernel returns, after a look at its kind."""
+    if returned is None:
+        return ()
+    if not isinstance(returned, tuple | list) or not all(isinstance(one, Tensor) for one in returned):
+        raise NotImplementedError(
+            f"{name_of(kernel)} returns a {type(returned).__name__}: a kernel writes to its parameter and its state in "
+            "place, and returns nothing, or a tuple of sums"
+        )
+    return returned
+
+
+def name_of(kernel: Callable[..., Any]) -> str:
+    """What a kernel is called."""
+    name: str = getattr(kernel, "__name__", type(kernel).__name__)
+    return name
 
 
 class _Recorder(TorchFunctionMode):
@@ -146,12 +180,30 @@ class _Recorder(TorchFunctionMode):
         return t
 
     def name(self, t: Tensor) -> str:
-        return self.values[id(t)][0]
+        return self._known(t)[0]
+
+    def place(self, t: Tensor) -> int:
+        return self._known(t)[1]
+
+    def _known(self, t: Tensor) -> tuple[str, int]:
+        if id(t) not in self.values:  # it was made outside
+            raise NotImplementedError(
+                f"{self.tape.name} uses a tensor that it was not given: hand it on as an argument, or leave fused=False"
+            )
+        return self.values[id(t)][:2]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         word = func.__name__
+        if word == "__get__":  # a property
+            word = func.__self__.__name__
+        if not isinstance(out, Tensor) and args and isinstance(args[0], Tensor) and word not in ABOUT:
+            raise NotImplementedError(
+                f"{self.tape.name}: {word} is not in the vocabulary of fused kernels. A kernel sees one element at a "
+                "time, and no tensor's size, shape or value on the host: write a branch as torch.where, hand a size on "
+                "as an argument, or leave fused=False"
+            )
         if word == "flatten":
             self.values[id(out)] = (*self.values[id(args[0])][:2], out)
         elif isinstance(out, Tensor) and (word.endswith("_") or not any(out is a for a in args)):  # not t.to() itself
@@ -176,6 +228,11 @@ class _Recorder(TorchFunctionMode):
             case ("addcmul" | "addcdiv") as word, a, b, c:
                 b, value = say("mul" if word == "addcmul" else "div", b, c), kwargs.get("value", 1)
                 return say("add", a, b if value == 1 else say("mul", b, value))
+            case "lerp", a, b, float(weight) | int(weight):
+                way = say("sub", b, a)
+                if weight < 0.5:
+                    return say("add", a, say("mul", weight, way))
+                return say("sub", b, say("mul", way, 1 - weight))
             case "lerp", a, b, weight:  # in two forms, as torch does: exact at both ends
                 way, rest = say("sub", b, a), say("sub", 1, weight)
                 near, far = say("add", a, say("mul", weight, way)), say("sub", b, say("mul", way, rest))
@@ -184,7 +241,20 @@ class _Recorder(TorchFunctionMode):
                 return say("sum", say("mul", a, b))
             case ("square", a) | ("pow", a, 2):
                 return say("mul", a, a)
-            case "reciprocal", a:
+            case "pow", a, 3:
+                return say("mul", say("mul", a, a), a)
+            case "pow", a, 0.5:
+                return say("sqrt", a)
+            case ("rsqrt", a) | ("pow", a, -0.5):
+                return say("div", 1, say("sqrt", a))
+            case "sign", a:
+                negative, positive = (self._say(word, [a, 0], torch.bool, out.dtype) for word in ("lt", "gt"))
+                return say("where", positive, 1, say("where", negative, -1, 0))
+            case "isnan", a:
+                return say("ne", a, a, inner=a.dtype)
+            case "isfinite", a:
+                return say("eq", self._say("sub", [a, a], a.dtype, a.dtype), 0, inner=a.dtype)
+            case ("reciprocal", a) | ("pow", a, -1):
                 return say("div", 1, a)
             case "rdiv", a, b:
                 return say("div", b, a)
@@ -192,21 +262,29 @@ class _Recorder(TorchFunctionMode):
                 return say("maximum", a, low)
             case "clamp_max", a, high:
                 return say("minimum", a, high)
-            case "clamp", a, low, high:
-                return say("minimum", say("maximum", a, low), high)
-            case ("float" | "to" | "copy" | "fill" | "zero") as word, a, *rest:
-                return say("cast", {"copy": rest, "fill": rest, "zero": [0]}.get(word, [a])[0])
+            case "clamp", a, *bounds:
+                low, high = [*bounds, None, None][:2]
+                low, high = kwargs.get("min", low), kwargs.get("max", high)
+                above = say("cast", a) if low is None else say("maximum", a, low)
+                return above if high is None else say("minimum", above, high)
+            case (("copy" | "fill"), _, new):
+                return say("cast", new)
+            case ("zero" | "zeros_like" | "ones_like") as word, _:
+                return say("cast", 1 if word == "ones_like" else 0)
+            case (("float" | "double" | "to" | "clone"), a, *_):
+                return say("cast", a)
             case "linalg_vector_norm", a if not kwargs:
                 return say("sqrt", say("sum", say("mul", a, a)))
             case word, *_ if word in SAME and not kwargs:
                 return say(word, *args)
         raise NotImplementedError(
-            f"{self.tape.name}: {word} with {len(args)} arguments, {kwargs}, is not in the vocabulary"
+            f"{self.tape.name}: {word} with {len(args)} arguments, {kwargs}, is not in the vocabulary of fused "
+            f"kernels: {KNOWN}. Write it in these, or leave fused=False"
         )
 
     def _say(self, word: str, args: Sequence[Any], dtype: torch.dtype, inner: torch.dtype) -> tuple[str, int]:
         """Write an operation down, unless it was done before."""
-        known = [self.values[id(a)][:2] if isinstance(a, Tensor) else a for a in args]
+        known = [self._known(a) if isinstance(a, Tensor) else a for a in args]
         if word == "cast" and isinstance(known[0], tuple) and self.tape.dtypes[known[0][0]] == dtype:
             return known[0]
         names = tuple(a[0] if isinstance(a, tuple) else float(a) for a in known)

@@ -33,6 +33,7 @@ FORMULAS = ALIKE | {
     "abs": "tl.abs({})",
     "sqrt": "tl.sqrt({})",
     "exp": "tl.exp({})",
+    "log": "tl.log({})",
     "maximum": "larger({}, {})",
     "minimum": "tl.minimum({}, {}, propagate_nan=tl.PropagateNan.ALL)",
     "where": "tl.where({}, {}, {})",
@@ -168,7 +169,10 @@ def _statement(op: Op, tape: Tape) -> str:
     def value(a: str | float) -> str:
         if isinstance(a, float):
             return f"tl.full((), {a!r}, {TYPES[op.inner]})"
-        return a if tape.dtypes[a] in (op.inner, torch.bool) else f"{a}.to({TYPES[op.inner]})"
+        return a if tape.dtypes[a] == op.inner or a in masks else f"{a}.to({TYPES[op.inner]})"
+
+    # A truth value is a number elsewhere, as in 1 - (x > 0).
+    masks = {a for a in op.args if op.word.startswith("logical") or (op.word == "where" and a == op.args[0])}
 
     return f"{op.out} = {FORMULAS[op.word].format(*map(value, op.args))}"
 

@@ -8,7 +8,7 @@ for; what a multiplier's step would be long; and the step.
 import torch
 from torch import Tensor
 
-from ..kernels import clean
+from ..kernels import clean, largest
 from ._trust_region import TINY
 
 HUGE = 1e18  # gradients above have a square that float32 does not hold
@@ -177,10 +177,8 @@ def moments(
     z2 = slope.square().mul_(variance)
     z2w = z2 * w
     sums = z2.sum(), z2w.sum(), (z2w * w).sum()
-    if not p.numel():
-        return (*sums, *[p.new_full((), -torch.inf)] * 3)
     most = slope.abs().mul_(variance.sqrt_()).mul_(per_radius)
-    return (*sums, (-w).amax(), w.amax(), most.sub_(w.mul_(less)).amax())
+    return (*sums, largest(-w), largest(w), largest(most.sub_(w.mul_(less))))
 
 
 def secular(slope: Tensor, h: Tensor, precision: Tensor, eta: Tensor) -> tuple[Tensor, ...]:

@@ -212,7 +212,7 @@ class ArTuRO(Optimizer[GaussianGroup]):
         }
 
     def init_shared(self) -> dict[str, Any]:
-        return {"multiplier": -1.0, **super().init_shared()}  # the bisection starts from the last one
+        return {"multiplier": -1.0}  # the bisection starts from the last one
 
     def advance(self, groups: list[GaussianGroup], shared: Shared, loss: Any) -> None:
         ok = self.finite(groups) if groups[0].skip_nonfinite else None

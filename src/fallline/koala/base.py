@@ -161,6 +161,7 @@ class KOALA(LossAware[KG]):
         moments = self._moments(shared.measurement_noise, loss)
         if moments is None:
             if all_zero(groups):  # torch.distributed.checkpoint calls step() so
+                shared.skipped.add_(0)
                 return
             raise RuntimeError(self._why_no_loss())
         self._filter(groups, shared, *moments, stepping=True)
@@ -279,7 +280,7 @@ class KOALA(LossAware[KG]):
         r = self.defaults["r"]
         R = 1.0 if r is None else float(r)
         shared = {"measurement_noise": R, "lowest": 0.0, "loss_mean": 0.0, "loss_variance": 0.0}
-        return {**shared, "stage": "resting", "evaluating": False, **super().init_shared()}
+        return {**shared, "stage": "resting", "evaluating": False}
 
     def _expect(self, verb: str, *stages: str) -> str:
         stage: str = self.param_groups[0]["stage"]

@@ -36,9 +36,12 @@ def main() -> None:
             if os.getpid() != me:
                 os._exit(1)  # the optimizer forked, and this is the copy
             time.sleep(0.002)  # a parent that was ended takes a moment to go
-            if os.getppid() != parent:
+            orphaned = os.getppid() != parent
+            if orphaned:
                 answer |= {"outcome": Outcome.fails, "reason": "it ended the process that had started it"}
             print(json.dumps(answer), file=lines, flush=True)
+            if orphaned:
+                break  # others take over, and what the next promise takes must not be laid to this one
         os._exit(0)  # threads that an optimizer, or a process group, has left behind must not keep it
 
 

@@ -51,7 +51,7 @@ def check(
     promises: Sequence[Promise] = tuple(PROMISES.values()),
     excuses: Mapping[str, str] | None = None,
     limits: Limits | None = None,
-    heard: Callable[[Verdict], None] = lambda verdict: None,
+    on_verdict: Callable[[Verdict], None] = lambda verdict: None,
 ) -> list[Verdict]:
     """Put an optimizer to promises.
 
@@ -60,7 +60,7 @@ def check(
         promises: which promises.
         excuses: for promises by full name, why they may be broken; one that is kept nevertheless is said to hold.
         limits: what each may take.
-        heard: told of each verdict at once.
+        on_verdict: called with each verdict at once.
 
     Returns:
         A verdict on each promise, in the order of `promises`.
@@ -77,7 +77,7 @@ def check(
                     if verdict.broken and path in excuses:
                         verdict = replace(verdict, outcome=Outcome.excused, reason=excuses[path])
                     verdicts[path] = verdict
-                    heard(verdict)
+                    on_verdict(verdict)
                     if children.spoilt:
                         break
             todo = [path for path in todo if path not in verdicts]

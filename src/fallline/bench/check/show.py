@@ -66,8 +66,7 @@ def results_table(subject: Subject, verdicts: Sequence[Verdict]) -> Table:
 
 def title(subject: Subject) -> str:
     """The optimizer with its settings, and how it is given the loss."""
-    written = ", ".join(f"{name}={value!r}" for name, value in subject.settings.items())
-    return f"{subject.module}.{subject.kind}({written}), loss: {subject.loss}"
+    return f"{subject.module}.{subject.kind}({subject.written}), loss: {subject.loss}"
 
 
 def count(verdicts: Sequence[Verdict]) -> str:

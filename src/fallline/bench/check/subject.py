@@ -21,7 +21,7 @@ import fallline
 
 
 class Loss(StrEnum):
-    """How a step is told the loss."""
+    """How a step is given the loss."""
 
     none = "none"
     argument = "argument"
@@ -50,6 +50,11 @@ class Subject:
     settings: dict[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the class beside its parameters: plain values, written by :func:`literal`."""
 
+    @property
+    def written(self) -> str:
+        """The settings as arguments in Python."""
+        return ", ".join(f"{name}={literal(value)}" for name, value in self.settings.items())
+
     def header(self, imports: str, uses: Sequence[str]) -> str:
         """The start of every program: imports, settings, seed, and those of `step` and `given` that are used."""
         lines = imports.splitlines()
@@ -58,8 +63,7 @@ class Subject:
         if self.folder is not None:
             lines = ["import sys", f"sys.path.insert(0, {self.folder!r})", *lines]
         lines.append(f"from {self.module} import {self.kind}" + ("" if self.modes else " as Optimizer"))
-        written = ", ".join(f"{name}={literal(value)}" for name, value in self.settings.items())
-        lines += ["", f"settings = dict({written})" if written else "settings = {}", "torch.manual_seed(0)"]
+        lines += ["", f"settings = dict({self.written})" if self.settings else "settings = {}", "torch.manual_seed(0)"]
         helpers = [MADE.format(kind=self.kind)] if self.modes else []
         helpers += [HELPERS[name][self.loss] for name in HELPERS if name in uses]
         helpers += [VALUE[self.modes]] if "value" in uses else []
@@ -161,7 +165,7 @@ def get_subject(name: str, settings: Mapping[str, Any], loss: Loss | None = None
     Args:
         name: `package.module:Class`, `file.py:Class`, or a name that `fallline.create_optimizer` knows.
         settings: arguments of the class.
-        loss: how it is told the loss; by default what its `step` looks like.
+        loss: how its step is given the loss; by default what its `step` looks like.
 
     Raises:
         ValueError: in a sentence, why there is no such optimizer, or why it cannot be made.
@@ -186,15 +190,15 @@ def get_subject(name: str, settings: Mapping[str, Any], loss: Loss | None = None
     try:
         kind([torch.nn.Parameter(torch.ones(3, 3))], **settings)
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{name} cannot be made with these settings ({told}); give others by --set") from error
+        says = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{name} cannot be made with these settings ({says}); give others by --set") from error
     where = module.__name__
-    how = loss or told_by(kind)
+    how = loss or loss_of(kind)
     return Subject(name, where, kind.__name__, how.value, _arguments(kind), folder, has_modes(kind), dict(settings))
 
 
-def told_by(kind: type) -> Loss:
-    """How a class is told the loss, as far as the signature of its `step` shows."""
+def loss_of(kind: type) -> Loss:
+    """How a class takes the loss, as far as the signature of its `step` shows."""
     if issubclass(kind, fallline.Optimizer):
         return Loss.examples
     parameters = inspect.signature(kind.step).parameters if hasattr(kind, "step") else {}

@@ -109,8 +109,8 @@ def judged(error: BaseException, promise: Promise, subject: Subject, name: str) 
         if promise.demands:
             return Outcome.holds, ""
         if trains(subject):  # otherwise it would refuse everything alike
-            return Outcome.refused, told(error, name)
-    return Outcome.fails, told(error, name)
+            return Outcome.refused, describe_error(error, name)
+    return Outcome.fails, describe_error(error, name)
 
 
 def trains(subject: Subject) -> bool:
@@ -130,7 +130,7 @@ step(opt, lambda: (w - 1).square(), times=3)
 """A program in which there is nothing to refuse."""
 
 
-def told(error: BaseException, name: str) -> str:
+def describe_error(error: BaseException, name: str) -> str:
     """An error in one line: an assertion's words, or kind, words and the line of the program that it came from."""
     said = words(error)
     trace = innermost(error)
