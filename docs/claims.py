@@ -10,7 +10,7 @@ from typing import Any
 
 from fallline.bench.common.files import fill, markdown
 from fallline.papers.claims import METHODS
-from fallline.papers.claims.show import measurement, number, tally, told
+from fallline.papers.claims.show import measurement, number, tally, with_interval
 
 HERE = Path(__file__).parent
 RECORD = HERE.parent / "benchmarks" / "records" / "claims.json"
@@ -56,7 +56,7 @@ def paragraph(found: Record) -> str:
         f"**Tested:** {found['how']} It holds if this is {found['band']}: {found['quantity']}.",
     ]
     if found["readings"]:
-        lines.append("**Found:** " + listed([f"{one['name']} {told(one)}" for one in found["readings"]]) + ".")
+        lines.append("**Found:** " + listed([f"{one['name']} {with_interval(one)}" for one in found["readings"]]) + ".")
     numbers = [f"{name} {number(value)}" for name, value in found["details"].items() if isinstance(value, int | float)]
     if numbers:
         lines.append("**Beside it:** " + listed(numbers) + ".")

@@ -39,13 +39,13 @@ def overview(found: Mapping[str, Mapping[str, Record]]) -> str:
                 done = [entry for entry in case["entries"] if entry["result"]]
                 done.sort(key=lambda entry: entry["result"]["mean"], reverse=case["measure"] == "accuracy")
                 lost = [entry["label"] for entry in case["entries"] if not entry["result"]]
-                told = [
+                summary = [
                     f"{bold(entry)} {figures(Interval(**entry['result']), case['measure']).partition(' ')[0]}"
                     for entry in done
                 ]
-                told += [f"{label} lost" for label in lost]
+                summary += [f"{label} lost" for label in lost]
                 unit = f", {case['unit']}" if case["unit"] else ""
-                rows.append([name, case["name"], f"{case['measure']}{unit}", ", ".join(told)])
+                rows.append([name, case["name"], f"{case['measure']}{unit}", ", ".join(summary)])
     if not rows:
         return "There are no records yet."
     return markdown(["Experiment", "Case", "On the test set", "Best first"], rows)
@@ -63,8 +63,8 @@ def results(found: Mapping[str, Mapping[str, Record]]) -> str:
 
 def part(record: Record) -> str:
     """One record."""
-    told = f"`{record['command']}`: {how(record)}, {len(record['runs'])} runs, {measured(record)}."
-    parts = [f"### {record['experiment']}, {how(record)}", *record["lead"], told]
+    summary = f"`{record['command']}`: {how(record)}, {len(record['runs'])} runs, {measured(record)}."
+    parts = [f"### {record['experiment']}, {how(record)}", *record["lead"], summary]
     for table in record["tables"]:
         if len(record["tables"]) > 1 or table["title"] != "Result":
             parts.append(f"**{table['title']}**")

@@ -143,7 +143,7 @@ def repro(
         for table in results_tables(page):
             console.print(table)
             console.print()
-        for sentence in page.told:
+        for sentence in page.summary:
             console.print(Text(sentence))
         console.print(f"Raw numbers: {raw}", soft_wrap=True)
         console.print(f"Report: {report}", soft_wrap=True)
@@ -239,12 +239,12 @@ def introduce(experiment: Experiment, design: Design) -> None:
     if not experiment.scaled:
         return
     if design.quick:
-        told = "a few steps of each, to see that all of it works (--quick)"
+        about = "a few steps of each, to see that all of it works (--quick)"
     elif design.scale == "full":
-        told = f"full, as published (--scale full). CPU: {experiment.cpu_time}; GPU: {experiment.gpu_time}"
+        about = f"full, as published (--scale full). CPU: {experiment.cpu_time}; GPU: {experiment.gpu_time}"
     else:
-        told = "for two cores (--scale cpu; --scale full is the published size)"
-    console.print(Text(f"Scale: {told}. Device: {design.device}."))
+        about = "for two cores (--scale cpu; --scale full is the published size)"
+    console.print(Text(f"Scale: {about}. Device: {design.device}."))
 
 
 def show_list(out: Path) -> None:

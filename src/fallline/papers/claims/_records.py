@@ -50,7 +50,7 @@ def differences(effort: Effort, experiment: str, ours: str, others: Sequence[str
     undecided = only_whole if how(record) != "full scale" else ""
     if lost and not undecided:
         undecided = f"seeds were lost, or are too few: {'; '.join(lost)}"
-    return Measured(readings, told(record), undecided)
+    return Measured(readings, provenance(record), undecided)
 
 
 def by_seed(record: Record, measure: str) -> dict[str, dict[int, float]]:
@@ -75,6 +75,6 @@ def paired(values: Mapping[str, Mapping[int, float]], ours: str, other: str) -> 
     return [(mine[seed], theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
 
 
-def told(record: Record) -> dict[str, Any]:
+def provenance(record: Record) -> dict[str, Any]:
     """Where the numbers are from."""
     return {"record": record["command"], "scale": how(record), "made": record["started_at"][:10]}

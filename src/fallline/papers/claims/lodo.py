@@ -12,7 +12,7 @@ from fallline import LODO
 from fallline.bench.common.seeds import generator
 from fallline.bench.tasks.bowl import EIGENVALUES as PUBLISHED
 from fallline.papers.claims._claim import DERIVED, Claim, Criterion, Effort, Measured, exact, mean_of
-from fallline.papers.claims._records import by_seed, missing, paired, record_of, told
+from fallline.papers.claims._records import by_seed, missing, paired, provenance, record_of
 from fallline.papers.experiments.lodo_bowl import REFERENCE, hessian_error
 
 PAPER = "Liao et al. 2023"
@@ -302,13 +302,13 @@ def inverse_bowl(effort: Effort) -> Measured:
     runs = [one["outcome"] for one in record["runs"] if one["run"]["optimizer"] == "lodo"]
     errors = [one["result"]["Hessian error"] for one in runs if one["status"] == "finished"]
     if len(errors) < 2:
-        return Measured((), told(record), "the record has too few runs of LODO")
+        return Measured((), provenance(record), "the record has too few runs of LODO")
     rate = best_rate(PUBLISHED.diag())
     reference = float(REFERENCE["lodo"][1].split()[0])
     details = {"steps": record["results"]["steps"], "‖I − G H‖ / √n of the best rate": rate}
     details |= {"by the best rate's, 100,000 steps of an earlier program of ours": reference / rate}
     reading = mean_of("‖I − G H‖ by the best rate's", [error / rate for error in errors])
-    return Measured([reading], told(record) | details)
+    return Measured([reading], provenance(record) | details)
 
 
 def ablations(effort: Effort, others: Sequence[str] = ("lodo-diagonal",)) -> Measured:
@@ -322,7 +322,7 @@ def ablations(effort: Effort, others: Sequence[str] = ("lodo-diagonal",)) -> Mea
         change = [ours / theirs - 1 for ours, theirs in paired(losses, "lodo", other)]
         if len(change) > 1:
             readings.append(mean_of(f"LODO by {other}, less 1", change))
-    details = told(record) | {"steps": record["results"]["steps"]}
+    details = provenance(record) | {"steps": record["results"]["steps"]}
     return Measured(readings, details, "" if readings else "the record has too few runs of both")
 
 
@@ -333,8 +333,8 @@ def speed(effort: Effort) -> Measured:
         return missing("lodo-mnist")
     ratios = [ours / theirs for ours, theirs in paired(by_seed(record, "cpu_seconds"), "LODO", "Adam")]
     if len(ratios) < 2:
-        return Measured((), told(record), "the record has too few runs of both")
-    return Measured([mean_of("CPU time of LODO by Adam's", ratios)], told(record))
+        return Measured((), provenance(record), "the record has too few runs of both")
+    return Measured([mean_of("CPU time of LODO by Adam's", ratios)], provenance(record))
 
 
 CLAIMS = (

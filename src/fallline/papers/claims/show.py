@@ -24,7 +24,7 @@ def number(value: float) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
 
 
-def told(reading: Mapping[str, Any]) -> str:
+def with_interval(reading: Mapping[str, Any]) -> str:
     """A value, with its interval if it has one."""
     if "low" not in reading:
         return number(reading["value"])
@@ -36,7 +36,7 @@ def measurement(found: Found) -> str:
     if not found.get("headline"):
         return "–"
     more = len(found["readings"]) - 1
-    return f"{told(found['headline'])}{f', the worst of {more + 1}' if more else ''}; {found['band']}"
+    return f"{with_interval(found['headline'])}{f', the worst of {more + 1}' if more else ''}; {found['band']}"
 
 
 def tally(claims: Sequence[Found]) -> str:

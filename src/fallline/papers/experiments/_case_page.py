@@ -40,18 +40,18 @@ class CasePage:
     def page(self) -> Page:
         """All of it."""
         sections = [self.case(place, case) for place, case in enumerate(self.cases)]
-        told = [self.words(case) for case in self.cases]
+        summary = [self.words(case) for case in self.cases]
         if deviations := self.results["deviations"]:
             sections.append(Section("How this differs from the paper", points=deviations))
-            told += ["Differs from the paper:", *(f"- {sentence}" for sentence in deviations)]
-        summary = f"{self.results['summary'][:1].upper()}{self.results['summary'][1:]}."
+            summary += ["Differs from the paper:", *(f"- {sentence}" for sentence in deviations)]
+        problem = f"{self.results['summary'][:1].upper()}{self.results['summary'][1:]}."
         return Page(
             self.record["experiment"],
-            [summary, f"{self.results['paper'].rstrip('.')}.", self.size()],
+            [problem, f"{self.results['paper'].rstrip('.')}.", self.size()],
             [*sections, self.settings()],
             list(self.lines.values()),
             tables=len(self.cases),
-            told=told,
+            summary=summary,
         )
 
     def size(self) -> str:

@@ -59,14 +59,14 @@ def data(experiment: Experiment) -> str:
     """The sets that it needs, and which of them are not there; first what its CPU scale needs, if it has one."""
     whole = experiment.needs()
     if not experiment.scaled or not experiment.cpu:
-        return ", ".join(map(told, whole)) or "none"
+        return ", ".join(map(availability, whole)) or "none"
     small = experiment.needs(Design(experiment.name, scale="cpu"))
     more = [name for name in whole if name not in small]
-    text = ", ".join(map(told, small)) or "none"
-    return f"{text}; full scale also {', '.join(map(told, more))}" if more else text
+    text = ", ".join(map(availability, small)) or "none"
+    return f"{text}; full scale also {', '.join(map(availability, more))}" if more else text
 
 
-def told(name: str) -> str:
+def availability(name: str) -> str:
     """A set of data, and whether it is there."""
     return f"{name} ({'there' if there(name) else 'missing'})"
 

@@ -62,11 +62,7 @@ THEIRS = "the authors’ program"
 ABLATION = "LODO’s, this one thing changed"
 GRID = "lr and meta_lr the best of nine pairs: 0.27, 1, 2 with 1e-4, 1e-3, 1e-2; one seed, 10,000 steps"
 ENTRIES = (
-    entry(
-        Line("lodo", "LODO", COLOURS["lodo"], width=3),
-        TUNED,
-        THEIRS,
-    ),
+    entry(Line("lodo", "LODO", COLOURS["lodo"], width=3), TUNED, THEIRS),
     entry(
         Line("lodo-residuals", "LODO-Residuals", COLOURS["koala-v"]),
         {"lr": 1.0, "meta_lr": 3e-3, "beta": 0.195, "preconditioner": "residual", "depth": 64},
@@ -91,12 +87,7 @@ ENTRIES = (
         "LODO’s defaults, which suit no noise of this size",
         quick=False,
     ),
-    entry(
-        Line("lodo-depth-4", "LODO, depth 4", SPARE_COLOURS[1]),
-        {**TUNED, "depth": 4},
-        ABLATION,
-        quick=False,
-    ),
+    entry(Line("lodo-depth-4", "LODO, depth 4", SPARE_COLOURS[1]), {**TUNED, "depth": 4}, ABLATION, quick=False),
     entry(
         Line("lodo-diagonal", "LODO-Diagonal", COLOURS["koala-m"]),
         {"lr": 2.0, "meta_lr": 1e-4, "beta": 0.195, "preconditioner": "diagonal"},

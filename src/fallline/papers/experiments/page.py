@@ -55,7 +55,7 @@ class Page:
     tables: int = 1
     """How many of its tables, the first ones, hold its results: the terminal and the records' summary show them."""
 
-    told: Sequence[str] = ()
+    summary: Sequence[str] = ()
     """Sentences that the terminal shows after them."""
 
     @property

@@ -35,8 +35,8 @@ def runs_table(progress: Progress) -> Table:
         outcomes = [outcome for run, outcome in progress.done if progress.row(run) == name]
         lost = sum(outcome.lost for outcome in outcomes)
         best = min((outcome.score for outcome in outcomes if outcome.score is not None), default=None)
-        told = Text(str(lost), style="yellow" if lost else "dim")
-        table.add_row(name, f"{len(outcomes)}/{count}", told, number(best))
+        shown = Text(str(lost), style="yellow" if lost else "dim")
+        table.add_row(name, f"{len(outcomes)}/{count}", shown, number(best))
     return table
 
 

@@ -10,7 +10,7 @@ class Drawn:
     svg: str
     """The file."""
 
-    told: tuple[str, ...]
+    summary: tuple[str, ...]
     """Its numbers in words, a line each."""
 
     seconds: float | None = None

@@ -60,6 +60,6 @@ def gallery(
             if drawn.seconds is not None:
                 files.append(put(out / f"{name}.html", player(name, drawn.svg, drawn.seconds)))
             console.print(Text(f"{name}, {time.perf_counter() - start:.0f} s", style="bold"))
-            for line in drawn.told:
+            for line in drawn.summary:
                 console.print(Text(f"  {line}"))
             console.print(f"  {', '.join(map(str, files))}", soft_wrap=True)

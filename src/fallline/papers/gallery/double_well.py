@@ -155,11 +155,11 @@ SCATTER = 5.0
 def double_well(seed: int, jobs: int) -> Drawn:
     """CoolMomentum's walkers settling in the deeper well as the temperature falls, beside the matched control."""
     both = [settle(name, seed) for name in LABELS]
-    told = [
+    summary = [
         f"{LABELS[one.name]}: {100 * one.deep[-1]:.1f} % of {one.places.shape[1]:,} walkers end in the deeper well"
         for one in both
     ]
-    return Drawn(draw(both), tuple(told), CLOCK.total)
+    return Drawn(draw(both), tuple(summary), CLOCK.total)
 
 
 def draw(both: list[Settling]) -> str:
@@ -217,8 +217,8 @@ def wells(one: Settling, left: float, highest: float) -> str:
     for at, label in ((deep, "deeper well"), (shallow, "shallow well")):
         drawn.append(words(float(panel.x(at)), BASE + 18, label, "small muted middle"))
         top = BASE - TALL * float(last[(x < barrier) == (at < barrier)].max()) / highest
-        told = words(float(panel.x(at)), top - 8, f"{100 * ends[at]:.0f} %", f"head middle f-{one.name}")
-        drawn.append(CLOCK.arrive(told))
+        share = words(float(panel.x(at)), top - 8, f"{100 * ends[at]:.0f} %", f"head middle f-{one.name}")
+        drawn.append(CLOCK.arrive(share))
     return group(*drawn)
 
 
@@ -271,8 +271,8 @@ def shares(both: list[Settling]) -> str:
     for one in both:
         drawn.append(line(panel.points(steps, one.deep), one.name))
         place = float(panel.y(one.deep[-1]))
-        told = f"{100 * one.deep[-1]:.0f} %"
-        ends.append(words(panel.x.end + 6, place + (0 if one.name == "sgd" else 14), told, f"f-{one.name} name"))
+        share = f"{100 * one.deep[-1]:.0f} %"
+        ends.append(words(panel.x.end + 6, place + (0 if one.name == "sgd" else 14), share, f"f-{one.name} name"))
     return group(
         panel.axes("step", name="Share in the deeper well", y_ticks=3, x_ticks=4),
         CLOCK.reveal(panel, "shares", *drawn),

@@ -61,13 +61,13 @@ LEFT, ACROSS = 70, 590
 def koala_filter(seed: int, jobs: int) -> Drawn:
     """KOALA-M's covariance, measurement noise and gain through a run on digits, with the loss."""
     found = run_filter(seed)
-    told = (
+    summary = (
         f"Loss from {found.loss[0]:.2f} to {found.loss[-BATCHES:].mean():.3f} (mean of the last epoch), "
         f"root of R to {found.R[-1] ** 0.5:.3f}",
         f"P11 from {found.P[0, 0]:.2g} to {found.P[-1, 0]:.2g}; largest gain of a tensor from "
         f"{found.gain[0].max():.2f} to {found.gain[-1].max():.2f}",
     )
-    return Drawn(draw(found), told)
+    return Drawn(draw(found), summary)
 
 
 def draw(found: Filtering) -> str:

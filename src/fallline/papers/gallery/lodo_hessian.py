@@ -99,11 +99,11 @@ def lodo_hessian(seed: int, jobs: int) -> Drawn:
     found = learn(seed)
     tail = max(1, len(found.losses) // 10)
     floor = found.H.trace() / 2
-    told = (
+    summary = (
         f"|I - G H| / |I| from {found.error[0]:.3f} to {found.error[-1]:.3f} in {found.steps[-1]:.0f} steps",
         f"Mean loss of the last tenth: {found.losses[-tail:].mean():.2f}; of an exact Newton step {floor:.2f}",
     )
-    return Drawn(draw(found), told, CLOCK.total)
+    return Drawn(draw(found), summary, CLOCK.total)
 
 
 def draw(found: Learning) -> str:

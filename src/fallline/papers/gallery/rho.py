@@ -92,12 +92,12 @@ def run_course(name: str, seed: int, steps: int = STEPS, walkers: int = WALKERS,
 def rho(seed: int, jobs: int) -> Drawn:
     """Schedules of the momentum, the step factor, the effective learning rate and the temperature through a run."""
     courses = [run_course(name, seed) for name in KINDS]
-    told = [
+    summary = [
         f"{KINDS[one.name][0]}: momentum {one.momentum[0]:.3g} to {one.momentum[-1]:.3g}, temperature "
         f"{one.temperature[0]:.3g} to {one.temperature[-1]:.3g} (at equilibrium {one.expected[-1]:.3g})"
         for one in courses
     ]
-    return Drawn(draw(courses), tuple(told))
+    return Drawn(draw(courses), tuple(summary))
 
 
 def draw(courses: list[Course]) -> str:

@@ -163,12 +163,12 @@ def power_of_ten(power: int) -> str:
 
 def tag(name: str, content: str = "", /, **attributes: object) -> str:
     """An element; `class_` is its class, other underscores are hyphens, numbers are rounded to a tenth."""
-    told = "".join(
+    text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{num(value) if isinstance(value, float) else value}"'
         for key, value in attributes.items()
         if value not in (None, "")
     )
-    return f"<{name}{told}>{content}</{name}>" if content else f"<{name}{told}/>"
+    return f"<{name}{text}>{content}</{name}>" if content else f"<{name}{text}/>"
 
 
 def words(x: float, y: float, text: str, classes: str = "", **attributes: object) -> str:
@@ -382,13 +382,13 @@ class Panel:
         """Lines of the grid with their values, what goes across below, and above what goes up."""
         left, top, width, height = self.box
         drawn = []
-        for value, told in self.y.ticks(y_ticks):
+        for value, text in self.y.ticks(y_ticks):
             place = float(self.y(value))
             drawn.append(tag("path", d=f"M{num(left)} {num(place)}h{num(width)}", class_="grid"))
-            drawn.append(words(left - 8, place + 4, told, "small muted end figures"))
+            drawn.append(words(left - 8, place + 4, text, "small muted end figures"))
         if across:
-            for value, told in self.x.ticks(x_ticks):
-                drawn.append(words(float(self.x(value)), top + height + 17, told, "small muted middle figures"))
+            for value, text in self.x.ticks(x_ticks):
+                drawn.append(words(float(self.x(value)), top + height + 17, text, "small muted middle figures"))
             drawn.append(words(left + width / 2, top + height + 35, across, "small muted middle"))
         if name:
             drawn.append(words(left, top - 10, name, "head"))
@@ -432,6 +432,5 @@ def document(
 
 def heading(title: str, *lines: str) -> str:
     """The title at the top, and muted lines below it."""
-    told = [words(EDGE, 38, title, "title")]
-    told += [words(EDGE, 60 + 19 * i, text, "muted") for i, text in enumerate(lines)]
-    return group(*told)
+    below = [words(EDGE, 60 + 19 * i, text, "muted") for i, text in enumerate(lines)]
+    return group(words(EDGE, 38, title, "title"), *below)

@@ -72,11 +72,11 @@ def trust_region(seed: int, jobs: int) -> Drawn:
     """arTuRO's step, its KL divergence against the bound, and the multiplier, through a run on digits."""
     found = run_steps(seed)
     full = float((found.multiplier > 0).mean())
-    told = (
+    summary = (
         f"KL / bound: largest {(found.kl / found.bound).max():.6f}; the bound shortens {100 * full:.0f} % of the steps",
         f"Loss from {found.loss[0]:.2f} to {found.loss[-BATCHES:].mean():.3f} (mean of the last epoch)",
     )
-    return Drawn(draw(found), told)
+    return Drawn(draw(found), summary)
 
 
 def draw(found: Steps) -> str:

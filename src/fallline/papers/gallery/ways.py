@@ -79,10 +79,10 @@ def drawn(name: str, seed: int, jobs: int, trials: int = TRIALS, *, alone: bool 
     landscape = LANDSCAPES[name]
     found = search_all(landscape, seed, jobs, trials)
     svg = draw_alone(landscape, found) if alone else draw(landscape, found, trials)
-    return Drawn(svg, tuple(told(landscape, found)), CLOCK.total)
+    return Drawn(svg, tuple(summary(landscape, found)), CLOCK.total)
 
 
-def told(landscape: Landscape, found: Sequence[Found]) -> list[str]:
+def summary(landscape: Landscape, found: Sequence[Found]) -> list[str]:
     """What everyone's chosen settings are, and where they lead, the best first."""
     lines = []
     for one in sorted(found, key=lambda one: one.walk.score):
@@ -232,12 +232,17 @@ def losses(landscape: Landscape, found: Sequence[Found]) -> str:
         marks.append(tag("path", d=track(leader), class_=f"line thin s-{name}", opacity=0.6))
         marks.append(words(right + 34, place + 4.5, label(name), f"f-{name} name" if name in strong else f"f-{name}"))
         scores.append(words(WIDTH - EDGE, place + 4.5, two_digits(walk.score), "muted end figures"))
-    told = [
+    legend = [
         words(panel.x.start + 44, BELOW - 10, "thick: running medians of the three best and AdamW", "small muted"),
         words(WIDTH - EDGE, BELOW - 10, "mean of the last tenth", "small muted end"),
     ]
     return group(
-        tail, panel.axes("step", name="Loss"), CLOCK.reveal(panel, "told", *lines), *marks, *told, CLOCK.arrive(*scores)
+        tail,
+        panel.axes("step", name="Loss"),
+        CLOCK.reveal(panel, "told", *lines),
+        *marks,
+        *legend,
+        CLOCK.arrive(*scores),
     )
 
 
