@@ -1,9 +1,9 @@
 """The papers' claims: a criterion can fail, a broken method is seen, and the page says what the record has."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -453,7 +453,7 @@ def test_an_error_in_one_claim_is_exit_status_one_and_the_others_go_on(tmp_path,
     def broken(effort):
         raise RuntimeError("lost its way")
 
-    first = SimpleNamespace(**{**vars(by_id("cool-sgd")), "measure": broken})
+    first = replace(by_id("cool-sgd"), measure=broken)
     mine = (first, by_id("koala-kalman"))
     monkeypatch.setattr(claims, "CLAIMS", mine)
     code, output = call("cool-sgd", "koala-kalman", "--quick", "--out", tmp_path)
