@@ -172,8 +172,9 @@ class Images(Task):
             f"{self.architecture.title}, batch {self.batch_size}, {self.architecture.epochs:g} epochs"
         )
         self._pixels: dict[torch.device, dict[str, tuple[Tensor, Tensor]]] = {}
-        with torch.device("meta"):
-            self.model()  # a wrong option is told at once
+        if init or self.options:  # a wrong one is refused at once
+            with torch.device("meta"):
+                self.model()
 
     def model(self) -> nn.Module:
         """The network, as its paper or `init` initialises it."""
