@@ -146,7 +146,7 @@ class Contender:
             "fixed": {k: v for k, v in {**self.variant, **self.fixed}.items() if k not in self.space},
             "schedule": self.schedule_note or self.schedule,
             "source": self.source,
-            "colour": self.colour,
+            "colour": self.colour and [*self.colour],
             "dash": self.dash,
         }
 
