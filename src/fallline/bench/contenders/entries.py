@@ -6,6 +6,7 @@ contenders get the same number of trials, so a method with more settings to tune
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -121,8 +122,16 @@ ALONG: Space = {
 }
 """Of the KOALAs along a direction."""
 
-DECAY = {"weight_decay": 5e-4}
-"""A weight decay, to measure a step with."""
+
+def with_decay(step: Step) -> tuple[Step, Step]:
+    """A step of KOALA's, and the same with weight decay, for which the norms read the parameters too."""
+    assert step.words is not None
+    words = replace(step.words, weights=step.words.weights + 1)
+    settings = {**step.settings, "weight_decay": 5e-4}
+    return step, replace(
+        step, name=f"{step.name}-decay", label=f"{step.label}, weight_decay", words=words, settings=settings
+    )
+
 
 OWN = "this library's own (docs/beyond.md)"
 
@@ -190,19 +199,9 @@ CONTENDERS = {
             ours=True,
             source="Davtyan et al. 2022; around its program's settings (lr 1, sigma 0.1, weight decay 5e-4)",
             colour=("#c85200", "#ff9a56", "#d55e00"),
-            # Norms: g, and p with weight decay; then p, g; p.
-            steps=(
-                Step("koala-v", "VanillaKOALA", Words(4, 0), 0, loss=True, against="sgd-fused", target=1.15),
-                Step(
-                    "koala-v-decay",
-                    "VanillaKOALA, weight_decay",
-                    Words(5, 0),
-                    0,
-                    DECAY,
-                    loss=True,
-                    against="sgd-fused",
-                    target=1.15,
-                ),
+            # Norms: g; then p, g; p.
+            steps=with_decay(
+                Step("koala-v", "VanillaKOALA", Words(4, 0), 0, loss=True, against="sgd-fused", target=1.15)
             ),
         ),
         Contender(
@@ -216,16 +215,8 @@ CONTENDERS = {
             colour=("#a83a86", "#f0a3d6", "#cc5fa4"),
             # Norms as KOALA-V; then p, g, velocity, average; p, velocity, average. q_rule=fixed is without the average.
             steps=(
-                Step("koala-m", "MomentumKOALA", Words(4, 4), 2, loss=True, against="adamw-fused", target=1.5),
-                Step(
-                    "koala-m-decay",
-                    "MomentumKOALA, weight_decay",
-                    Words(5, 4),
-                    2,
-                    DECAY,
-                    loss=True,
-                    against="adamw-fused",
-                    target=1.5,
+                *with_decay(
+                    Step("koala-m", "MomentumKOALA", Words(4, 4), 2, loss=True, against="adamw-fused", target=1.5)
                 ),
                 Step(
                     "koala-m-fixed",

@@ -120,6 +120,8 @@ def named_drops(name: str, schedule: Schedule, text: str) -> Drops:
 
 
 def _get_entry(name: str) -> Contender:
+    if name in CONTENDERS:
+        return CONTENDERS[name]  # without importing what other packages bring
     if name in (cards := contenders()):
         return cards[name]
     if ":" in name:

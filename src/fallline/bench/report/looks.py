@@ -33,8 +33,20 @@ INK = {
     "warn": ("#9a4a00", "#ffb066", "#b86a1a"),
 }
 LIGHT, DARK, EITHER = 0, 1, 2
+KEY_WIDTH = 1.75
+"""Pixels that a dash in the key has for each line width, so that the longest pattern fits into it."""
+
 HEX = re.compile("#[0-9a-fA-F]{6}")
-STROKES = ("solid", "dot", "dash", "longdash", "dashdot", "longdashdot")
+
+STROKES: dict[str, tuple[float, ...]] = {
+    "solid": (),
+    "dash": (4, 2),
+    "dashdot": (4.4, 1.6, 1.2, 1.6),
+    "dot": (1, 1.3),
+    "longdash": (7, 2),
+    "longdashdot": (7, 1.6, 1.2, 1.6),
+}
+"""Plotly's names for broken lines, as strokes and gaps in line widths."""
 
 DASHES = {name: card.dash for name, card in CONTENDERS.items() if not card.ours}
 """The dashes of optimizers from elsewhere; "longdash" for all others."""
@@ -52,6 +64,13 @@ class Line:
     ours: bool = True
     turn: int = 0
     """How many others have had this colour before: what tells strangers apart once the spare colours are used up."""
+
+    @property
+    def dasharray(self) -> str:
+        """As SVG wants it in the key, in pixels; empty for a whole line."""
+        if self.dash not in STROKES:
+            return self.dash.replace("px", "")
+        return " ".join(f"{KEY_WIDTH * length:g}" for length in STROKES[self.dash])
 
     @property
     def style(self) -> Figure:

@@ -14,7 +14,7 @@ from fallline.bench.common.numbers import plural
 from fallline.bench.protocol.analysis import PROFILE_LEVEL, TAUS, Results
 from fallline.bench.protocol.comparison import Comparison
 from fallline.bench.report import looks, series
-from fallline.bench.report.looks import LIGHT, Line
+from fallline.bench.report.looks import LIGHT, STROKES, Line
 from fallline.bench.report.series import Curve
 from fallline.bench.runs.run import runaway
 
@@ -24,16 +24,6 @@ COLUMN, PAGE = 3.3, 6.9
 DPI = 300
 SMALL, LARGE = 8, 9
 """Points: of all text but panels' titles, and of those."""
-
-STROKES: dict[str, Any] = {
-    "solid": "-",
-    "dash": (0, (4, 2)),
-    "dashdot": (0, (4.4, 1.6, 1.2, 1.6)),
-    "dot": (0, (1, 1.3)),
-    "longdash": (0, (7, 2)),
-    "longdashdot": (0, (7, 1.6, 1.2, 1.6)),
-}
-"""Plotly's names for broken lines, as strokes and gaps in line widths."""
 
 MARKERS = ("", "o", "s", "^", "D", "v", "P", "X")
 """What tells strangers apart when the colours are used up."""
@@ -46,7 +36,8 @@ TICKS = 6
 
 def stroke(line: Line) -> dict[str, Any]:
     """A line as matplotlib draws it on white."""
-    dash = STROKES.get(line.dash) or STROKES["solid" if line.ours else "longdash"]
+    pattern = STROKES[line.dash if line.dash in STROKES else "solid" if line.ours else "longdash"]
+    dash = (0, pattern) if pattern else "-"
     shape = {"color": line.colour[LIGHT], "linestyle": dash, "linewidth": 1.5 if line.ours else 1.2}
     return {**shape, "marker": MARKERS[line.turn % len(MARKERS)], "markersize": 3.5}
 

@@ -197,13 +197,8 @@ def carry_out(
             speed = (examples - seen) / max(outcome.wall_seconds - before, 1e-9)
             seen, before = examples, outcome.wall_seconds
             rate = float(optimizer.param_groups[0].get("lr", 0))
-            own = readings(optimizer, contender.readings)
-            scalars = {
-                "loss": stretch.mean().item(),
-                "lr": rate,
-                f"{gradients.unit}/s": speed,
-                **own,
-            }
+            scalars = {"loss": stretch.mean().item(), "lr": rate, f"{gradients.unit}/s": speed}
+            scalars |= readings(optimizer, contender.readings)
             listener.look(gradients.count, scalars, measures)
             if not math.isfinite(scalars["loss"]):  # whether it has run away is asked where everybody is measured
                 asked_of = measures or {"train loss": scalars["loss"]}
