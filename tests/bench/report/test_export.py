@@ -18,11 +18,12 @@ from PIL import Image
 from referee import Inline, Referee
 
 from fallline.bench.common.numbers import TENTHS, number, spread
+from fallline.bench.contenders import CONTENDERS
 from fallline.bench.race.results import results
 from fallline.bench.race.store import Store
 from fallline.bench.report import frames, prints
 from fallline.bench.report.export import export, markdown
-from fallline.bench.report.looks import COLOURS, lines
+from fallline.bench.report.looks import COLOURS, Line, lines
 from fallline.bench.report.page import page_name
 from fallline.bench.report.tables import escaped
 from fallline.bench.report.words import summary
@@ -411,6 +412,21 @@ def test_a_figure_takes_any_name(single):
     assert {r"$\frac$", "_hidden"} <= labels
     assert drawn["curves"].axes[0].get_title() == r"$\frac$"
     assert prints.as_png(drawn["sensitivity"], single).startswith(b"\x89PNG")  # with the letters that the font lacks
+
+
+def test_a_known_floor_is_drawn(single):
+    part = dataclasses.replace(single.parts[0], about={**single.parts[0].about, "floor": 0.5, "floor_name": "a floor"})
+    drawn = prints.draw(dataclasses.replace(single, parts=[part]))
+    assert any("a floor" in text.get_text() for text in drawn["curves"].findobj(Text))
+    assert prints.as_png(drawn["curves"], single).startswith(b"\x89PNG")
+
+
+def test_every_dash_of_a_card_is_drawn_broken_in_print_and_in_the_key(single):
+    for name, card in CONTENDERS.items():
+        line = Line(name, card.label, COLOURS[name], "solid" if card.ours else card.dash, ours=card.ours)
+        lengths = [float(length) for length in line.dasharray.split()]  # as SVG takes them: numbers alone
+        assert bool(lengths) == (prints.stroke(line)["linestyle"] != "-") == (not card.ours)
+        assert len(lengths) % 2 == 0
 
 
 # --- whole races, part of races ---

@@ -36,10 +36,14 @@ TICKS = 6
 
 def stroke(line: Line) -> dict[str, Any]:
     """A line as matplotlib draws it on white."""
-    pattern = STROKES[line.dash if line.dash in STROKES else "solid" if line.ours else "longdash"]
-    dash = (0, pattern) if pattern else "-"
-    shape = {"color": line.colour[LIGHT], "linestyle": dash, "linewidth": 1.5 if line.ours else 1.2}
+    dash = line.dash if line.dash in STROKES else "solid" if line.ours else "longdash"
+    shape = {"color": line.colour[LIGHT], "linestyle": broken(dash), "linewidth": 1.5 if line.ours else 1.2}
     return {**shape, "marker": MARKERS[line.turn % len(MARKERS)], "markersize": 3.5}
+
+
+def broken(dash: str) -> Any:
+    """A dash by its name as matplotlib wants it."""
+    return (0, STROKES[dash]) if STROKES[dash] else "-"
 
 
 def draw(results: Results) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def _drawn(part: Comparison) -> tuple[str, str]:
 
 def _draw_floor(axes: Any, floor: float, name: str) -> None:
     """The lowest loss in reach, its name under it, where no line comes."""
-    axes.axhline(floor, color=INK, linewidth=0.6, linestyle=STROKES["dot"])
+    axes.axhline(floor, color=INK, linewidth=0.6, linestyle=broken("dot"))
     where: dict[str, Any] = {"xy": (1, floor), "xycoords": ("axes fraction", "data"), "xytext": (-2, -2)}
     align: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "top"}
     text = axes.annotate(_short(name), **where, **align, fontsize=SMALL, color=INK, parse_math=False)
