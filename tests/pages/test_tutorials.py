@@ -85,6 +85,16 @@ def test_the_new_optimizer_is_the_one_that_the_page_shows_in_forty_lines() -> No
     assert len(source.splitlines()) <= 40
 
 
+def test_the_card_of_the_page_is_found_beside_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = pytest.importorskip("fallline.bench.contenders.names")
+    page = [block("tutorial-new-optimizer.md", title) for title in ("my_optimizer.py", "at the end of my_optimizer.py")]
+    (tmp_path / "my_method_with_card.py").write_text("\n".join(page).replace("my_optimizer:", "my_method_with_card:"))
+    monkeypatch.syspath_prepend(tmp_path)
+    card = names.get_contender("my_method_with_card:NormalizedMomentum")
+    assert (card.label, list(card.space)) == ("Normalized momentum", ["lr", "momentum", "weight_decay"])
+    assert card.make([nn.Parameter(torch.ones(2))], {"lr": 0.5}, None).param_groups[0]["lr"] == 0.5
+
+
 def gradients(params: list[Tensor], step: int) -> list[Tensor]:
     """Some that turn from step to step, and of different sizes."""
     return [torch.cos(step + torch.arange(p.numel(), dtype=p.dtype) * (i + 1)).view_as(p) for i, p in enumerate(params)]
