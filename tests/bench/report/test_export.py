@@ -414,13 +414,6 @@ def test_a_figure_takes_any_name(single):
     assert prints.as_png(drawn["sensitivity"], single).startswith(b"\x89PNG")  # with the letters that the font lacks
 
 
-def test_a_known_floor_is_drawn(single):
-    part = dataclasses.replace(single.parts[0], about={**single.parts[0].about, "floor": 0.5, "floor_name": "a floor"})
-    drawn = prints.draw(dataclasses.replace(single, parts=[part]))
-    assert any("a floor" in text.get_text() for text in drawn["curves"].findobj(Text))
-    assert prints.as_png(drawn["curves"], single).startswith(b"\x89PNG")
-
-
 def test_every_dash_of_a_card_is_drawn_broken_in_print_and_in_the_key(single):
     for name, card in CONTENDERS.items():
         line = Line(name, card.label, COLOURS[name], "solid" if card.ours else card.dash, ours=card.ours)
